@@ -1,0 +1,222 @@
+"""What a run is: frozen dataclasses, read from a preset, the command line, or a run directory's `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of the network (AERIS, arXiv 2509.13523, section 2 of the model)."""
+
+    rows: int = 24
+    """Rows of the grid the network sees; 720 for a 721-row grid, whose north pole row is dropped."""
+    cols: int = 48
+    """Columns of the grid."""
+    row_offset: int = 0
+    """Number of the first kept row on the original grid, for the absolute encoding: 1 after the 721-row crop."""
+    window: int = 12
+    """Side of an attention window in grid points; even, divides rows and columns."""
+    layers: int = 4
+    """Layers; every other one, the second first, works on windows shifted by half a window."""
+    blocks: int = 1
+    """Blocks (attention + MLP) per layer; they share the layer's tiling."""
+    width: int = 128
+    """Features per token d."""
+    heads: int = 4
+    """Attention heads; divides the width."""
+    hidden: int = 320
+    """Hidden features m of the SwiGLU."""
+    rope: bool = True
+    """Rotate queries and keys by position (axial 2-D RoPE). The published weights were trained without."""
+    rope_base: float = 100.0
+    """Base of the rotary frequencies: 10,000 in the paper; small windows want a small base."""
+    poles: Literal["cyclic", "separate"] = "separate"
+    """cyclic: first and last row attend to each other, as published; separate: no attention across the pole."""
+    norm_order: Literal["norm-modulate", "modulate-norm"] = "norm-modulate"
+    """norm-modulate: modulate(RMSNorm(x)), as the paper; modulate-norm: RMSNorm(modulate(x)), as the released runs."""
+    modulation_layers: Literal[1, 2] = 2
+    """Linear layers from the time embedding to a block's six vectors: 2 as in the 1.3B runs, 1 as in the 40B runs."""
+    init: Literal["zero", "spike-no-more"] = "zero"
+    """Residual branches start at zero, or small as in the "spike no more" recipe; see aeris/model/initialise.py."""
+    norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm; given explicitly because torch's default depends on its version."""
+    precision: Literal["bf16", "fp32", "fp64"] = "bf16"
+    """Type of the matrix products in the blocks; embedding and head are fp32 (fp64 with fp64)."""
+    residual: Literal["bf16", "fp32", "fp64"] = "bf16"
+    """Type of the tokens between blocks: bf16 as published; fp32 is exacter and faster on CPU."""
+    checkpointing: Literal["none", "block"] = "none"
+    """Activation checkpointing: keep everything, or recompute each block in the backward pass."""
+    compile: bool = False
+    """Compile each block with torch.compile; needs a C++ compiler on CPU."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from."""
+
+    store: str = "sample"
+    """Directory of the HDF5 store made by `python -m aeris.data.convert`; `sample` is the packaged atmosphere."""
+    channels: tuple[str, ...] = ()
+    """Channels the store must have, in order; empty takes the store's."""
+    interval_h: int = 6
+    """Hours from a state to the next; the store needs residual statistics for it."""
+    workers: int = 0
+    """Processes that read samples beside the training; 0 reads in the training process."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The TrigFlow objective."""
+
+    sigma_data: float = 1.0
+    """Standard deviation of the standardised residual."""
+    noise_times: Literal["log-uniform", "log-normal"] = "log-uniform"
+    """Distribution of the noise level sigma in training."""
+    sigma_min: float = 0.02
+    """Smallest noise level; modes with a smaller standard deviation are lost (docs/diffusion.md)."""
+    sigma_max: float = 200.0
+    """Largest noise level."""
+    log_mean: float = -1.2
+    """Mean of ln sigma with log-normal noise times."""
+    log_std: float = 1.2
+    """Standard deviation of ln sigma with log-normal noise times."""
+    channel_weights: Literal["uniform", "pressure"] = "uniform"
+    """Loss weights of channels: equal, or t2m 1, other surface 0.1, levels by pressure as published."""
+    latitude_weights: bool = True
+    """Weight the loss by (cos latitude + 0.01), as published."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how to train."""
+
+    images: int = 1_000_000
+    """Stop after this many images (training pairs); a run with a larger number goes on from where it was."""
+    batch: int = 20
+    """Images per optimizer step over the whole run."""
+    microbatch: int = 1
+    """Images per forward and backward pass; divides the batch."""
+    clip: float = 1.0
+    """Largest L2 norm of the true-mean gradient."""
+    nonfinite_limit: int = 10
+    """Stop after this many non-finite steps in a row; each is skipped and counted."""
+    seed: int = 0
+    """Seed of weights, data order, noise and noise times."""
+    log_every: int = 1
+    """Optimizer steps per record in log.jsonl."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, with the learning rate as a function of images seen."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.85, 0.9)
+    """AdamW betas."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    weight_decay: float = 0.01
+    """Decay of weight matrices; vectors (norms, biases) are not decayed."""
+    warmup_images: int = 20_000
+    """Linear warm-up from `lr_floor`."""
+    shape: Literal["cosine", "constant"] = "cosine"
+    """Learning rate between warm-up and ramp-down."""
+    cosine_images: int = 25_000_000
+    """Images at which the cosine reaches the floor; 0 means the end of the run."""
+    rampdown_images: int = 50_000
+    """Linear drop to the floor over the last images of the run."""
+    lr_floor: float = 0.01
+    """Lowest learning rate as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Moving average of the weights, used in forecasts: beta = 0.5 ** (batch / halflife)."""
+
+    halflife_images: int = 100_000
+    """Half-life in images."""
+    rampup_ratio: float = 0.05
+    """The half-life is at most this share of the images seen, so that the start is forgotten."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep."""
+
+    every_images: int = 2_000
+    """Images between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Newest checkpoints that stay; older ones are removed."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Write a configuration as JSON, atomically."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    partial.replace(path)
+
+
+def load(path: Path) -> RunConfig:
+    """Read a configuration written by `save`.
+
+    Raises:
+        ValueError: the file is missing or not a configuration of this version; names the first bad entry.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: {path.parent} is not a run directory of aeris.train") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it from the command that started the run") from None
+    config: RunConfig = from_dict(RunConfig, values, str(path))
+    return config
+
+
+def from_dict(cls: Any, values: Any, where: str) -> Any:
+    """Build a dataclass from plain values, checking names and types; `where` names the place in errors."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a section of settings, found {values!r}")
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(hints)}")
+    return cls(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against its type and turn lists into tuples."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{where} is {value!r}; choose one of {', '.join(map(str, get_args(hint)))}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}; expected a list")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, (type, types.UnionType)) and not isinstance(value, hint):
+        raise ValueError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    return value

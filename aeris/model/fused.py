@@ -1,0 +1,113 @@
+"""Chains of element-wise operations with hand-written gradients, so that a block passes over its tokens as few times as it can.
+
+Each computes what its one-line naive equivalent does (`tests/model/test_fused.py` holds them against it); plain tensor
+code through autograd would save more tensors and walk over them twice as often. No kernels: any device, any type.
+
+Shapes: B batch, N windows, T tokens per window, D width, H heads, K head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def modulated_norm(x_BNTD: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype) -> Tensor:
+    """Normalise, scale and shift: (x / sqrt(mean_D x^2 + eps)) * scale + shift, returned in type `out`.
+
+    The mean is taken and the sums of the gradient are made in the type of `x_BNTD` (bf16 accumulates in fp32).
+    """
+    return _ModulatedNorm.apply(x_BNTD, scale_BD, shift_BD, eps, out)
+
+
+class _ModulatedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(torch.promote_types(x.dtype, torch.float32))
+        inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
+        scale = scale_BD.to(x.dtype)[:, None, None]
+        ctx.save_for_backward(x, inverse, scale)
+        ctx.vector_dtype = scale_BD.dtype
+        return torch.addcmul(shift_BD.to(x.dtype)[:, None, None], x * inverse, scale).to(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse, scale = ctx.saved_tensors
+        grad = grads[0].to(x.dtype)
+        unit = x * inverse
+        product = grad * unit
+        d_shift = grad.sum((1, 2)).to(ctx.vector_dtype)
+        d_scale = product.sum((1, 2)).to(ctx.vector_dtype)
+        # d/dx of x / rms(x) removes the part of the gradient along x.
+        along = torch.bmm(product.flatten(1, 2), scale.flatten(1).unsqueeze(-1)).view_as(inverse) / x.shape[-1]
+        d_x = (grad * scale).addcmul_(unit, along, value=-1).mul_(inverse)
+        return d_x, d_scale, d_shift, None, None
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """Gate the second half of the features by the first: silu(gate) * up, [..., 2m] -> [..., m]."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        active = F.silu(gate)
+        ctx.save_for_backward(gate_up, active)
+        return active * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        gate_up, active = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, dim=-1)
+        d_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
+        torch.mul(grads[0], active, out=d_up)
+        return d_gate_up
+
+
+def split_heads(qkv_BNTE: Tensor, heads: int, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Take q, k, v apart, heads first, and rotate q and k: [B, N, T, 3 H K] -> three times [B, N, H, T, K].
+
+    Args:
+        qkv_BNTE: features in the order (q, k, v), head, feature.
+        heads: H.
+        rope: cos and sin [T, K/2] of `aeris.model.rope.rope_tables` in the type of `qkv_BNTE`, or None for no rotation.
+    """
+    if rope is None:
+        q, k, v = qkv_BNTE.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).contiguous()
+        return q, k, v
+    cos, sin = (torch.cat((half, half), dim=-1) for half in rope)
+    sin = torch.cat((-rope[1], rope[1]), dim=-1)
+    q, k, v = _SplitAndRotate.apply(qkv_BNTE, heads, cos, sin)
+    return q, k, v
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + K/2): x cos + swapped(x) sin, with full-width tables [T, K]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((second, first), dim=-1).mul_(sin).addcmul_(x, cos)
+
+
+class _SplitAndRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = (x.contiguous() for x in qkv.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5))
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        d_q, d_k, d_v = grads
+        batch, windows, heads, tokens, head_dim = d_q.shape
+        d_qkv = d_q.new_empty(batch, windows, tokens, 3, heads, head_dim)
+        # A rotation's gradient is the rotation by the opposite angle.
+        for part, grad in enumerate((_rotate(d_q, cos, -sin), _rotate(d_k, cos, -sin), d_v)):
+            d_qkv[:, :, :, part].copy_(grad.transpose(2, 3))
+        return d_qkv.flatten(3), None, None, None

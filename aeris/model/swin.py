@@ -1,0 +1,148 @@
+"""The network: embedding, layers of window blocks, head. Written once, as serial code over a layout.
+
+    x_BNTC -> + absolute encoding -> Linear -> [edge, layer] x layers -> edge -> RMSNorm, modulate, Linear -> y_BNTC
+
+A layer is several blocks on one tiling; odd layers (counting from 0) work on windows shifted by half a window, and the
+edge between two layers is where tokens change tiling. Source: AERIS, arXiv 2509.13523.
+
+Shapes: B batch, N windows, T tokens per window, C channels, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from aeris.config import ModelConfig
+from aeris.model.attention import Layout, WindowAttention
+from aeris.model.layers import Linear, Modulation, ModulatedNorm, SwiGLU, absolute_encoding, time_embedding
+from aeris.model.rope import rope_tables
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+
+
+class Block(nn.Module):
+    """x += gate Attention(norm x); x += gate SwiGLU(norm x), with norms and gates modulated by the noise time."""
+
+    def __init__(self, config: ModelConfig, layout: Layout, shifted: bool) -> None:
+        """Build from the configuration; `shifted` says on which tiling the block works."""
+        super().__init__()
+        self.modulation = Modulation(config.width, 6, config.modulation_layers)
+        self.norm1 = ModulatedNorm(config.width, config.norm_eps, config.norm_order)
+        self.attention = WindowAttention(config.width, config.heads, layout, shifted)
+        self.norm2 = ModulatedNorm(config.width, config.norm_eps, config.norm_order)
+        self.mlp = SwiGLU(config.width, config.hidden)
+        self.products = DTYPES[config.precision]
+
+    def forward(self, x_BNTD: Tensor, time_BD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Apply the block: [B, N, T, D] -> [B, N, T, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_BD)
+        x_BNTD = gated_add(x_BNTD, gate1, self.attention(self.norm1(x_BNTD, shift1, scale1, self.products), rope))
+        return gated_add(x_BNTD, gate2, self.mlp(self.norm2(x_BNTD, shift2, scale2, self.products)))
+
+
+def gated_add(x_BNTD: Tensor, gate_BD: Tensor, branch_BNTD: Tensor) -> Tensor:
+    """Add a residual branch: x + gate * branch."""
+    return torch.addcmul(x_BNTD, gate_BD.to(x_BNTD.dtype)[:, None, None], branch_BNTD.to(x_BNTD.dtype))
+
+
+class Embedding(nn.Module):
+    """Input channels plus the absolute encoding, then a linear map: [B, N, T, C] -> [B, N, T, D], in fp32."""
+
+    def __init__(self, config: ModelConfig, channels: int, layout: Layout) -> None:
+        """Make the matrix [D, C] and its bias."""
+        super().__init__()
+        self.proj = Linear(channels, config.width)
+        self.config = config
+        self.layout = layout
+        self._encoding: Tensor | None = None
+
+    def forward(self, x_BNTC: Tensor) -> Tensor:
+        """Embed the tokens."""
+        if self._encoding is None or self._encoding.device != x_BNTC.device or self._encoding.dtype != x_BNTC.dtype:
+            tokens = self.layout.tokens_NT.to(x_BNTC.device)
+            encoding = absolute_encoding(tokens, self.config.cols, self.config.row_offset, x_BNTC.shape[-1])
+            self._encoding = encoding.to(x_BNTC.dtype)
+        return self.proj(x_BNTC + self._encoding)
+
+
+class Head(nn.Module):
+    """RMSNorm, then modulation (in this order in every variant), then a linear map without bias, in fp32."""
+
+    def __init__(self, config: ModelConfig, channels: int) -> None:
+        """Make the norm, the modulation (shift, scale) and the matrix [C, D]."""
+        super().__init__()
+        self.modulation = Modulation(config.width, 2, config.modulation_layers)
+        self.norm = ModulatedNorm(config.width, config.norm_eps, "norm-modulate")
+        self.out = Linear(config.width, channels, bias=False)
+
+    def forward(self, x_BNTD: Tensor, time_BD: Tensor) -> Tensor:
+        """Read the answer off the tokens: [B, N, T, D] -> [B, N, T, C]."""
+        return self.out(self.norm(x_BNTD, *self.modulation(time_BD), x_BNTD.dtype))
+
+
+class Swin(nn.Module):
+    """The AERIS network F(x, t).
+
+    Args:
+        config: sizes and choices.
+        in_channels: channels of the input (noisy residual, state, forcings).
+        out_channels: channels of the output.
+        layout: how window-major tokens move and attend.
+
+    Raises:
+        ValueError: the width does not divide by the heads.
+    """
+
+    def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, layout: Layout) -> None:
+        """Build the modules; parameters are uninitialised until `initialise` (aeris/model/initialise.py)."""
+        super().__init__()
+        if config.width % config.heads or config.width % 2:
+            raise ValueError(f"width {config.width} must be even and a multiple of the {config.heads} heads")
+        self.config = config
+        self.layout = layout
+        self.embed = Embedding(config, in_channels, layout)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Block(config, layout, bool(index % 2)) for _ in range(config.blocks))
+            for index in range(config.layers)
+        )
+        self.head = Head(config, out_channels)
+        self._rope: tuple[Tensor, Tensor] | None = None
+        if config.compile:
+            for layer in self.layers:
+                for block in layer:
+                    block.compile()
+
+    def forward(self, x_BNTC: Tensor, t_B: Tensor) -> Tensor:
+        """Predict: x [B, N, T, C_in] and noise times t [B] in radians -> y [B, N, T, C_out], fp32 (fp64 with fp64)."""
+        config = self.config
+        outer = torch.float64 if config.precision == "fp64" else torch.float32
+        time_BD = time_embedding(t_B.to(outer), config.width)
+        x = self.embed(x_BNTC.to(outer)).to(DTYPES[config.residual])
+        rope = self._rope_tables(x.device)
+        for index, layer in enumerate(self.layers):
+            x = self.layout.shift(x, edge(index))
+            for block in layer:
+                if config.checkpointing == "block" and torch.is_grad_enabled():
+                    x = checkpoint(block, x, time_BD, rope, use_reentrant=False)
+                else:
+                    x = block(x, time_BD, rope)
+        x = self.layout.shift(x, -(config.layers % 2 == 0))
+        return self.head(x.to(outer), time_BD)
+
+    def _rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return the rotary tables on `device` in the type of the products, computed once."""
+        if not self.config.rope:
+            return None
+        if self._rope is None or self._rope[0].device != device:
+            head_dim = self.config.width // self.config.heads
+            cos, sin = rope_tables(self.layout.positions_T2.to(device), head_dim, self.config.rope_base)
+            dtype = DTYPES[self.config.precision]
+            self._rope = (cos.to(dtype), sin.to(dtype))
+        return self._rope
+
+
+def edge(layer: int) -> int:
+    """Return the shift on the edge into `layer`: +1 into odd layers, -1 into even ones after the first, 0 into it."""
+    return 0 if layer == 0 else (1 if layer % 2 else -1)

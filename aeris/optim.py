@@ -1,0 +1,56 @@
+"""AdamW with decay on matrices only, and the learning rate as a function of images seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from aeris.config import OptimizerConfig
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Make AdamW whose state exists from the start, so that a checkpoint loads in place.
+
+    Matrices are decayed, vectors (norm weights, biases) are not.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    for p in parameters:
+        optimizer.state[p] = {
+            "step": torch.zeros((), dtype=torch.float32, device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    return optimizer
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Name the optimizer's tensors by parameter, `<parameter>.<state>`: flat, so any cut of the model can load them."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def learning_rate(images_seen: int, config: OptimizerConfig, images: int) -> float:
+    """Return the learning rate of the step that starts at `images_seen` in a run of `images`.
+
+    Linear warm-up from the floor; then constant or a cosine to the floor at `cosine_images` (0: at the end of the run);
+    over the last `rampdown_images` a linear drop to the floor.
+    """
+    floor = config.lr_floor
+    if images_seen < config.warmup_images:
+        share = floor + (1.0 - floor) * (images_seen + 1) / (config.warmup_images + 1)
+    elif config.shape == "constant":
+        share = 1.0
+    else:
+        progress = min(1.0, images_seen / max(1, config.cosine_images or images))
+        share = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    left = images - images_seen
+    if left < config.rampdown_images:
+        share = floor + (share - floor) * max(0, left) / config.rampdown_images
+    return config.lr * share
