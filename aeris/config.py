@@ -185,9 +185,13 @@ def load(path: Path) -> RunConfig:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: {path.parent} is not a run directory of aeris.train") from None
+        raise ValueError(
+            f"{path} does not exist: {path.parent} is not a run directory of aeris.train"
+        ) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it from the command that started the run") from None
+        raise ValueError(
+            f"{path} is not JSON ({error}); restore it from the command that started the run"
+        ) from None
     config: RunConfig = from_dict(RunConfig, values, str(path))
     return config
 

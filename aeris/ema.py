@@ -28,4 +28,6 @@ class EMA:
         """
         halflife = min(self.config.halflife_images, self.config.rampup_ratio * images_seen)
         beta = 0.5 ** (batch / max(halflife, 1e-8))
-        torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in model.parameters()], 1.0 - beta)
+        torch._foreach_lerp_(
+            list(self.weights.values()), [p.detach() for p in model.parameters()], 1.0 - beta
+        )

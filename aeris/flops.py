@@ -26,7 +26,9 @@ def flops_per_sample(config: ModelConfig, in_channels: int, out_channels: int) -
     blocks = config.layers * config.blocks
     d, window_tokens = config.width, config.window**2
     pairs = tokens * window_tokens  # query-key pairs of one block
-    edge_pairs = config.cols * config.window * window_tokens // 2  # those `poles="separate"` saves in a shifted block
+    edge_pairs = (
+        config.cols * config.window * window_tokens // 2
+    )  # those `poles="separate"` saves in a shifted block
     shifted = config.layers // 2 * config.blocks if config.poles == "separate" else 0
     vectors = 6 * blocks + 2
     return {

@@ -33,7 +33,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name the optimizer's tensors by parameter, `<parameter>.<state>`: flat, so any cut of the model can load them."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+    return {
+        f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()
+    }
 
 
 def learning_rate(images_seen: int, config: OptimizerConfig, images: int) -> float:

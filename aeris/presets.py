@@ -97,9 +97,14 @@ def _scaling(width: int, heads: int, hidden: int, layers: int) -> RunConfig:
         base.model, width=width, heads=heads, hidden=hidden, layers=layers, blocks=2, modulation_layers=1,
         norm_order="norm-modulate", checkpointing="none",
     )  # fmt: skip
-    optimizer = replace(base.optimizer, lr=3e-4, betas=(0.9, 0.95), warmup_images=100_000)  # [code] 40B benchmark
+    optimizer = replace(
+        base.optimizer, lr=3e-4, betas=(0.9, 0.95), warmup_images=100_000
+    )  # [code] 40B benchmark
     return replace(
-        base, model=model, optimizer=optimizer, train=replace(base.train, batch=1400, clip=1.0, images=3_000_000)
+        base,
+        model=model,
+        optimizer=optimizer,
+        train=replace(base.train, batch=1400, clip=1.0, images=3_000_000),
     )
 
 

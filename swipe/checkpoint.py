@@ -101,7 +101,9 @@ def save(root: Path, images: int, tensors: dict[str, Tensor], meta: dict[str, An
         if isinstance(error, KeyboardInterrupt):
             raise
         reason = _disk_error(error) or f"{type(error).__name__}: {error}"
-        raise OSError(f"cannot save the checkpoint {final}: {reason}; nothing half-written is left") from error
+        raise OSError(
+            f"cannot save the checkpoint {final}: {reason}; nothing half-written is left"
+        ) from error
     for old in complete(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -144,7 +146,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged (meta.json: {error}); remove it to use the one before") from None
+        raise ValueError(
+            f"the checkpoint {path} is damaged (meta.json: {error}); remove it to use the one before"
+        ) from None
     return meta
 
 
@@ -157,15 +161,27 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
     read_meta(path)
     try:
         reader = _SafeReader(path)
-        saved = {name: tuple(getattr(entry, "size", ())) for name, entry in reader.index.state_dict_metadata.items()}
+        saved = {
+            name: tuple(getattr(entry, "size", ()))
+            for name, entry in reader.index.state_dict_metadata.items()
+        }
         different = [name for name, tensor in tensors.items() if saved.get(name) != tuple(tensor.shape)]
         if not different:
             with _one_process_is_fine():
                 dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
             return
-    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError, dcp.CheckpointException) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        AttributeError,
+        pickle.UnpicklingError,
+        dcp.CheckpointException,
+    ) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the checkpoint {path} is damaged ({reason}); remove it to use the one before") from error
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({reason}); remove it to use the one before"
+        ) from error
     name = different[0]
     raise ValueError(
         f"the checkpoint {path} belongs to another model: {name} is {saved.get(name, 'missing')} there and "

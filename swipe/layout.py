@@ -34,7 +34,9 @@ class WindowLayout:
         """
         grid = shard.grid
         if shard.windows != WindowShard.full(grid).windows:
-            raise ValueError(f"this layout needs all {grid.windows} windows in order, not {len(shard.windows)} of them")
+            raise ValueError(
+                f"this layout needs all {grid.windows} windows in order, not {len(shard.windows)} of them"
+            )
         self.shard = shard
         self.tokens_NT = torch.from_numpy(shard.token_index())
         side = torch.arange(grid.window)

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def modulated_norm(x_BNTD: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype) -> Tensor:
+def modulated_norm(
+    x_BNTD: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype
+) -> Tensor:
     """Normalise, scale and shift: (x / sqrt(mean_D x^2 + eps)) * scale + shift, returned in type `out`.
 
     The mean is taken and the sums of the gradient are made in the type of `x_BNTD` (bf16 accumulates in fp32).
@@ -25,8 +27,12 @@ def modulated_norm(x_BNTD: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: floa
 
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(torch.promote_types(x.dtype, torch.float32))
+    def forward(
+        ctx: Any, x: Tensor, scale_BD: Tensor, shift_BD: Tensor, eps: float, out: torch.dtype
+    ) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(
+            torch.promote_types(x.dtype, torch.float32)
+        )
         inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
         scale = scale_BD.to(x.dtype)[:, None, None]
         ctx.save_for_backward(x, inverse, scale)
@@ -42,7 +48,9 @@ class _ModulatedNorm(torch.autograd.Function):
         d_shift = grad.sum((1, 2)).to(ctx.vector_dtype)
         d_scale = product.sum((1, 2)).to(ctx.vector_dtype)
         # d/dx of x / rms(x) removes the part of the gradient along x.
-        along = torch.bmm(product.flatten(1, 2), scale.flatten(1).unsqueeze(-1)).view_as(inverse) / x.shape[-1]
+        along = (
+            torch.bmm(product.flatten(1, 2), scale.flatten(1).unsqueeze(-1)).view_as(inverse) / x.shape[-1]
+        )
         d_x = (grad * scale).addcmul_(unit, along, value=-1).mul_(inverse)
         return d_x, d_scale, d_shift, None, None
 
@@ -71,7 +79,9 @@ class _SwiGLU(torch.autograd.Function):
         return d_gate_up
 
 
-def split_heads(qkv_BNTE: Tensor, heads: int, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(
+    qkv_BNTE: Tensor, heads: int, rope: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Take q, k, v apart, heads first, and rotate q and k: [B, N, T, 3 H K] -> three times [B, N, H, T, K].
 
     Args:

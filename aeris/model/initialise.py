@@ -19,7 +19,7 @@ def initialise(model: Swin, seed: int) -> None:
     | parameter                                  | "zero" (24-hour run) | "spike-no-more" (6-hour run) |
     | ------------------------------------------ | -------------------- | ---------------------------- |
     | qkv, gate_up                               | s = sqrt(2 / (5 d))  | s                            |
-    | attention.out, mlp.down (residual branches) | 0                    | s / sqrt(2 B)                |
+    | attention.out, mlp.down (residual branches) | s                    | s / sqrt(2 B)                |
     | modulation.hidden (first of two)           | 1e-3                 | 0.03                         |
     | modulation.out (last)                      | 0                    | 1e-6                         |
     | head.out                                   | 0                    | 1e-6                         |
@@ -27,6 +27,8 @@ def initialise(model: Swin, seed: int) -> None:
     | norm weights                               | 1                    | 1                            |
     | biases                                     | 0                    | 0                            |
 
+    "zero" starts every block as the identity by its gates alone. The published 24-hour configuration also zeroes the
+    branches, but then neither gate nor branch gets a gradient: with zero biases such a block never learns.
     Sources: the published training configurations; "Spike No More", Takase et al. 2023, arXiv 2312.16903.
     """
     small = math.sqrt(2.0 / (5.0 * model.config.width))
@@ -35,8 +37,8 @@ def initialise(model: Swin, seed: int) -> None:
     stds = {
         "qkv.weight": small,
         "gate_up.weight": small,
-        "attention.out.weight": 0.0 if zero else small / math.sqrt(2 * blocks),
-        "mlp.down.weight": 0.0 if zero else small / math.sqrt(2 * blocks),
+        "attention.out.weight": small if zero else small / math.sqrt(2 * blocks),
+        "mlp.down.weight": small if zero else small / math.sqrt(2 * blocks),
         "modulation.hidden.weight": 1e-3 if zero else 0.03,
         "modulation.out.weight": 0.0 if zero else 1e-6,
         "head.out.weight": 0.0 if zero else 1e-6,

@@ -81,7 +81,9 @@ class Modulation(nn.Module):
 def time_embedding(t_B: Tensor, width: int) -> Tensor:
     """Embed noise times (radians): [sin(t f_k) | cos(t f_k)], f_k = 10000^(-k / (D/2)), k < D/2: [B] -> [B, D]."""
     half = width // 2
-    frequency = torch.exp(torch.arange(half, dtype=t_B.dtype, device=t_B.device) * (-math.log(10_000.0) / half))
+    frequency = torch.exp(
+        torch.arange(half, dtype=t_B.dtype, device=t_B.device) * (-math.log(10_000.0) / half)
+    )
     angle = t_B[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
 

@@ -25,10 +25,11 @@ def rope_tables(positions_T2: Tensor, head_dim: int, base: float) -> tuple[Tenso
         ValueError: K is not divisible by 4.
     """
     if head_dim % 4:
-        raise ValueError(f"a head of {head_dim} features cannot be rotated on two axes: it must be divisible by 4")
+        raise ValueError(
+            f"a head of {head_dim} features cannot be rotated on two axes: it must be divisible by 4"
+        )
     k = torch.arange(head_dim // 4, dtype=torch.float64, device=positions_T2.device)
     frequency = base ** (-4.0 * k / head_dim)
     row, column = positions_T2.double().unbind(-1)
     angle = torch.cat((column[:, None] * frequency, row[:, None] * frequency), dim=-1)
     return angle.cos(), angle.sin()
-

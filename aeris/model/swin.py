@@ -38,7 +38,9 @@ class Block(nn.Module):
     def forward(self, x_BNTD: Tensor, time_BD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         """Apply the block: [B, N, T, D] -> [B, N, T, D]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time_BD)
-        x_BNTD = gated_add(x_BNTD, gate1, self.attention(self.norm1(x_BNTD, shift1, scale1, self.products), rope))
+        x_BNTD = gated_add(
+            x_BNTD, gate1, self.attention(self.norm1(x_BNTD, shift1, scale1, self.products), rope)
+        )
         return gated_add(x_BNTD, gate2, self.mlp(self.norm2(x_BNTD, shift2, scale2, self.products)))
 
 
@@ -60,7 +62,11 @@ class Embedding(nn.Module):
 
     def forward(self, x_BNTC: Tensor) -> Tensor:
         """Embed the tokens."""
-        if self._encoding is None or self._encoding.device != x_BNTC.device or self._encoding.dtype != x_BNTC.dtype:
+        if (
+            self._encoding is None
+            or self._encoding.device != x_BNTC.device
+            or self._encoding.dtype != x_BNTC.dtype
+        ):
             tokens = self.layout.tokens_NT.to(x_BNTC.device)
             encoding = absolute_encoding(tokens, self.config.cols, self.config.row_offset, x_BNTC.shape[-1])
             self._encoding = encoding.to(x_BNTC.dtype)

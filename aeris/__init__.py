@@ -1,0 +1,1 @@
+"""AERIS: pixel-level Swin diffusion models of the weather."""

@@ -1,0 +1,128 @@
+"""Training samples in an order that depends on nothing but the number of the image.
+
+Image k is pair number k modulo n of permutation k div n, and permutations are drawn from (seed, epoch). So a
+run that goes on at image k sees what it would have seen without a stop, whatever its batch, workers or
+parallel layout.
+
+Shapes: B batch, N windows, T tokens per window, C channels, F forcings.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from aeris.data.forcing import Forcing
+from aeris.data.normalize import Normalizer
+from aeris.data.store import Period, Store
+from swipe.windows import WindowShard
+
+
+class Sample(NamedTuple):
+    """A training pair, standardised and window-major, without the batch dim B for a single one.
+
+    Masked points are 0 in the state and in the residual.
+    """
+
+    state_BNTC: torch.Tensor
+    residual_BNTC: torch.Tensor
+    forcing_BNTF: torch.Tensor
+    image_B: torch.Tensor
+    """Number of the image, int64."""
+
+
+class SampleDataset(Dataset[Sample]):
+    """The samples of one rank's windows, indexed by the number of the image (any integer from 0).
+
+    Args:
+        period: first and last time a pair may touch; None is the train period of the store.
+
+    Raises:
+        ValueError: no pair, no statistics for the interval, or a shard of another grid.
+    """
+
+    def __init__(
+        self,
+        store_path: str | Path,
+        interval_h: int,
+        shard: WindowShard,
+        seed: int,
+        period: Period | None = None,
+    ) -> None:
+        self.store = Store(store_path)
+        self.shard = shard
+        self.seed = seed
+        self._pairs = self.store.pairs(interval_h, period or self.store.statistics.train_period)
+        self._normalizer = Normalizer(self.store.statistics, interval_h)
+        self._forcing = Forcing(self.store, interval_h)
+        self._masked_NTC = ~self.store.valid_windows(shard) if self.store.masks else None
+
+    def __len__(self) -> int:
+        """Return the number of pairs, the length of an epoch."""
+        return len(self._pairs)
+
+    def pair(self, image: int) -> tuple[int, int]:
+        """Return the numbers of the two times of an image."""
+        epoch, place = divmod(image, len(self))
+        before, after = self._pairs[_permutation(self.seed, epoch, len(self))[place]]
+        return int(before), int(after)
+
+    def __getitem__(self, image: int) -> Sample:
+        """Read one image: tensors [N, T, C], [N, T, C], [N, T, F] and the number."""
+        before, after = self.pair(image)
+        now_NTC = self.store.read_windows(before, self.shard)
+        next_NTC = self.store.read_windows(after, self.shard)
+        state_NTC = self._normalizer.standardise(now_NTC)
+        residual_NTC = self._normalizer.standardise_residual(now_NTC, next_NTC)
+        if self._masked_NTC is not None:
+            state_NTC[self._masked_NTC] = 0.0
+            residual_NTC[self._masked_NTC] = 0.0
+        forcing_NTF = self._forcing.windows(self.store.times[before], self.shard)
+        return Sample(
+            torch.from_numpy(state_NTC),
+            torch.from_numpy(residual_NTC),
+            torch.from_numpy(forcing_NTF),
+            torch.tensor(image, dtype=torch.int64),
+        )
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """Permute an epoch by sorting raw Philox output, which unlike `permutation` never changes with numpy."""
+    raw = np.random.Philox(key=(seed % 2**64) + (epoch << 64)).random_raw(length)
+    return np.argsort(raw, kind="stable")
+
+
+def make_loader(
+    dataset: SampleDataset,
+    first_image: int,
+    last_image: int,
+    microbatch: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Sample]:
+    """Read images `first_image` to `last_image` (exclusive) in order, `microbatch` at a time.
+
+    Workers are started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
+    Each opens the store for itself.
+    """
+    parallel: dict[str, Any] = {}
+    if workers:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # torch is imported once, not in every worker
+        parallel = {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
+    return DataLoader(
+        dataset,
+        batch_size=microbatch,
+        sampler=range(first_image, last_image),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        **parallel,
+    )

@@ -1,0 +1,315 @@
+"""Settle what a conversion will do: from the user's options and the sources to plain data, before any work.
+
+Shapes: Y rows, X cols.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from aeris.data.grid import check_coarsening, coarsen_axis, rows_to_drop
+from aeris.data.sources import Sources, open_source
+from aeris.data.statistics import HOUR_S
+from aeris.data.store import Store
+from aeris.data.variables import LEVELLED, MASKED, STATIC, SURFACE, Channel, channel, channel_of, in_order
+from aeris.data.yearfile import FIELD_BYTES
+from swipe.windows import WindowGrid
+
+TRAIN_SHARE = 0.75  # of the times, when no train period is given
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make a store from weather data."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE... STORE")]
+    """NetCDF files, Zarr directories or addresses (gs://...), cut by time or variable; last the new store."""
+    window: int
+    """Side of the windows (points) that fields are chunked in; best the window of the model."""
+    channels: tuple[str, ...] = ()
+    """Channels, such as t2m z500; a letter alone, such as z, means all levels. Empty: everything found."""
+    levels_hpa: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--levels"])] = ()
+    """Levels (hPa) of the variables that are given without one. Empty: all that are found."""
+    period: tuple[str, str] = ("", "")
+    """First and last date to convert, such as 1979 2020 or 2000-05-01 2000-05-31T18. Empty: all."""
+    step_h: int = 0
+    """Keep only times that are a multiple of so many hours after midnight. 0: all."""
+    train_period: tuple[str, str] = ("", "")
+    """First and last date the statistics are computed from. Empty: the first 75 % of the times."""
+    intervals_h: tuple[int, ...] = (6, 24)
+    """Intervals (hours) that get residual statistics; a model is trained for one of them."""
+    member: int | None = None
+    """Which ensemble member to take, if there are several."""
+    coarsen: int = 1
+    """Average boxes of so many points a side, weighted by area. 1: keep the grid."""
+    round: float = 0.0
+    """Lossy: round to a power of two, at most this share of a channel's residual std. 0: no."""
+    compress: bool = False
+    """Compress: smaller and slower to read; for small stores."""
+    masked: tuple[str, ...] = MASKED
+    """Channels that may have missing points; points missing at any time are then masked at all times."""
+    allow_missing_static: bool = False
+    """Take zeros for orography and land-sea mask where the sources have none."""
+    statistics_from: str = ""
+    """Store whose statistics to take over, for data a model of that store will be run on."""
+    dry_run: bool = False
+    """Say what would be done, with sizes, and stop."""
+    json: bool = False
+    """With --dry-run: print one JSON object and nothing else."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the data come from."""
+        return self.paths[:-1]
+
+    @property
+    def store(self) -> str:
+        """Directory of the new store."""
+        return self.paths[-1]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that determines a store; plain data, made by `plan`."""
+
+    sources: Sources
+    destination: Path
+    channels: tuple[Channel, ...]
+    time_s: NDArray[np.int64]
+    latitude_deg: NDArray[np.float64]
+    """Of the store, after dropping and averaging."""
+    longitude_deg: NDArray[np.float64]
+    row_offset: int
+    coarsen: int
+    window: int
+    train_s: tuple[int, int]
+    intervals_h: tuple[int, ...]
+    masked: tuple[str, ...]
+    missing_static: tuple[str, ...]
+    rounding: float
+    compress: bool
+    statistics_from: str
+    made: dict[str, Any]
+    """Settings and origin, kept in the store; a conversion is continued only by one with the same."""
+
+    @property
+    def names(self) -> list[str]:
+        """Channel names."""
+        return [channel.name for channel in self.channels]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and cols of the store."""
+        return len(self.latitude_deg), len(self.longitude_deg)
+
+    @property
+    def field_bytes(self) -> int:
+        """Bytes of all channels at one time."""
+        return len(self.channels) * self.size[0] * self.size[1] * FIELD_BYTES
+
+    @property
+    def years(self) -> dict[int, NDArray[np.int64]]:
+        """Year -> the numbers of its times."""
+        year = self.time_s.astype("datetime64[s]").astype("datetime64[Y]").astype(int) + 1970
+        return {int(one): np.flatnonzero(year == one) for one in np.unique(year)}
+
+    @property
+    def partial(self) -> Path:
+        """Directory of the unfinished store."""
+        return self.destination.with_name(self.destination.name + ".partial")
+
+
+def plan(options: Options) -> Conversion:
+    """Open the sources and settle everything about the store to be made; writes nothing.
+
+    Raises:
+        ValueError: the options do not fit the sources; says which would.
+    """
+    if not options.sources:
+        raise ValueError("give at least one source and, last, the directory of the new store")
+    sources = Sources([open_source(path, options.member) for path in options.sources])
+    channels = choose_channels(sources, options.channels, options.levels_hpa)
+    times = choose_times(sources.times, options.period, options.step_h)
+    for variable in dict.fromkeys(one.variable for one in channels):
+        sources.check_times(variable, times)
+    row_offset = rows_to_drop(sources.latitude_deg)
+    latitude_deg = sources.latitude_deg[row_offset:]
+    check_coarsening(len(latitude_deg), len(sources.longitude_deg), options.coarsen)
+    latitude_deg = coarsen_axis(latitude_deg, options.coarsen)
+    longitude_deg = coarsen_axis(sources.longitude_deg, options.coarsen)
+    WindowGrid(len(latitude_deg), len(longitude_deg), options.window)  # refuses windows that do not fit
+    train = _train_period(times, options)
+    conversion = Conversion(
+        sources=sources,
+        destination=Path(options.store),
+        channels=channels,
+        time_s=times.astype(np.int64),
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        row_offset=row_offset,
+        coarsen=options.coarsen,
+        window=options.window,
+        train_s=(int(train[0].astype(np.int64)), int(train[1].astype(np.int64))),
+        intervals_h=tuple(sorted(set(options.intervals_h))),
+        masked=tuple(name for name in options.masked if name in {one.name for one in channels}),
+        missing_static=_missing_static(sources, options.allow_missing_static),
+        rounding=options.round,
+        compress=options.compress,
+        statistics_from=options.statistics_from,
+        made={},
+    )
+    _check_statistics(conversion)
+    conversion.made.update(_made(conversion, options))
+    return conversion
+
+
+def choose_channels(
+    sources: Sources, wanted: Sequence[str], levels_hpa: Sequence[float]
+) -> tuple[Channel, ...]:
+    """Settle the channels: those named, or all there are, in the order of a store.
+
+    Raises:
+        ValueError: a channel is not in the sources.
+    """
+    found: set[Channel] = set()
+    for name in wanted or [
+        short for short, (full, _) in {**SURFACE, **LEVELLED}.items() if sources.having(full)
+    ]:
+        if name in LEVELLED:
+            variable = LEVELLED[name][0]
+            found |= {channel_of(variable, level) for level in levels_hpa or sources.levels_hpa(variable)}
+            if not sources.having(variable):
+                raise ValueError(f"the sources have no {variable} ({name})")
+        else:
+            found.add(channel(name))
+    for one in in_order(found):
+        if not sources.having(one.variable):
+            raise ValueError(f"the sources have no {one.variable} ({one.name})")
+        levels = sources.levels_hpa(one.variable)
+        if one.level_hpa is not None and one.level_hpa not in levels:
+            there = ", ".join(f"{level:g}" for level in levels)
+            raise ValueError(
+                f"{one.variable} has no level {one.level_hpa:g} hPa ({one.name}): the levels are {there}"
+            )
+    if not found:
+        raise ValueError("the sources have none of the known variables")
+    return in_order(found)
+
+
+def choose_times(
+    times: NDArray[np.datetime64], period: tuple[str, str], step_h: int
+) -> NDArray[np.datetime64]:
+    """Settle the times: those inside `period` that are a multiple of `step_h` after midnight.
+
+    Raises:
+        ValueError: none is left.
+    """
+    if not times.size:
+        raise ValueError("the sources have no times, only static fields")
+    start, end = _dates(period, times)
+    keep = (times >= start) & (times <= end)
+    if step_h:
+        keep &= times.astype(np.int64) % (step_h * HOUR_S) == 0
+    if not keep.any():
+        raise ValueError(f"no time is left: the sources cover {times[0]} to {times[-1]}")
+    return np.asarray(times[keep])
+
+
+def _dates(period: tuple[str, str], times: NDArray[np.datetime64]) -> tuple[np.datetime64, np.datetime64]:
+    """Read a pair of dates; the end of `2018` is its last second, an empty one is the end of `times`."""
+    try:
+        start, end = (np.datetime64(text) if text else None for text in period)
+    except ValueError:
+        raise ValueError(f"{period[0]} {period[1]} are not two dates such as 2018 or 2018-12-31T18") from None
+    first = times[0] if start is None else start.astype("datetime64[s]")
+    last = times[-1] if end is None else (end + 1).astype("datetime64[s]") - 1
+    if first > last:
+        raise ValueError(f"the period {period[0]} to {period[1]} ends before it begins")
+    return first, last
+
+
+def _train_period(times: NDArray[np.datetime64], options: Options) -> tuple[np.datetime64, np.datetime64]:
+    """Settle which times the statistics come from."""
+    if any(options.train_period):
+        start, end = _dates(options.train_period, times)
+    else:
+        start, end = times[0], times[max(1, int(TRAIN_SHARE * len(times))) - 1]
+    inside = times[(times >= start) & (times <= end)]
+    if not inside.size:
+        raise ValueError(
+            f"the train period {start} to {end} has no time: the data cover {times[0]} to {times[-1]}"
+        )
+    return inside[0], inside[-1]
+
+
+def _missing_static(sources: Sources, allowed: bool) -> tuple[str, ...]:
+    missing = tuple(name for name, _ in STATIC.values() if not sources.having(name))
+    if missing and not allowed:
+        raise ValueError(
+            f"the sources have no {' and no '.join(missing)}: add a file that has, or take zeros with "
+            "--allow-missing-static"
+        )
+    return missing
+
+
+def _check_statistics(conversion: Conversion) -> None:
+    """Refuse intervals without pairs, and statistics of another set of channels, before hours of work."""
+    if conversion.statistics_from:
+        other = Store(conversion.statistics_from)
+        if other.names != tuple(conversion.names):
+            raise ValueError(
+                f"{other.path} has the channels {' '.join(other.names)}, not {' '.join(conversion.names)}"
+            )
+        if other.masks and (other.rows, other.cols) != conversion.size:
+            raise ValueError(
+                f"{other.path} has masks, on a {other.rows} x {other.cols} grid: coarsen to that grid"
+            )
+        return
+    start, end = conversion.train_s
+    time_s = conversion.time_s[(conversion.time_s >= start) & (conversion.time_s <= end)]
+    if len(time_s) < 2:
+        raise ValueError(
+            "the train period has a single time, so there is no change to compute statistics from: "
+            "convert more times, or take the statistics of another store with --statistics-from"
+        )
+    for interval in conversion.intervals_h:
+        if interval < 1 or not np.isin(time_s + interval * HOUR_S, time_s).any():
+            steps = np.unique(time_s - time_s[0])[1:4] / HOUR_S
+            raise ValueError(
+                f"no two times of the train period are {interval} h apart: --intervals-h can be "
+                f"{', '.join(f'{step:g}' for step in steps)}"
+            )
+
+
+def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
+    """Describe origin and settings, without the paths of this machine."""
+    train = [str(np.datetime64(second, "s")) for second in conversion.train_s]
+    about = ("title", "source", "institution", "license", "comment")
+    return {
+        "sources": [path if "://" in path else Path(path).name for path in options.sources],
+        "about": [
+            {k: str(p.raw.attrs[k]) for k in about if k in p.raw.attrs} for p in conversion.sources.parts
+        ],
+        "channels": conversion.names,
+        "times": [len(conversion.time_s), hashlib.sha256(conversion.time_s.tobytes()).hexdigest()[:16]],
+        "grid": list(conversion.size),
+        "north rows dropped": conversion.row_offset,
+        "member": options.member,
+        "coarsen": options.coarsen,
+        "round": options.round,
+        "compress": options.compress,
+        "window": options.window,
+        "masked": list(conversion.masked),
+        "zeros for": list(conversion.missing_static),
+        "train period": train,
+        "intervals_h": list(conversion.intervals_h),
+        "statistics from": options.statistics_from and Store(options.statistics_from).fingerprint_id,
+    }

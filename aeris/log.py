@@ -1,0 +1,75 @@
+"""What a program says: one-line errors, the run's `log.jsonl`, and one live progress line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's `main`; a mistake of the user becomes one line on stderr and exit status 2, no traceback."""
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        main()
+    except KeyboardInterrupt:
+        stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+
+
+def progress_bar(*fields: str) -> Progress:
+    """Make the project's live progress line: a bar, done/total, the named `fields`, time spent and time left."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        refresh_per_second=2,
+    )
+
+
+class RunLog:
+    """The records of a run, one JSON object per line in `log.jsonl`, each with `images_seen`."""
+
+    def __init__(self, path: Path, images_seen: int) -> None:
+        """Open for appending; records after `images_seen`, of steps a resumed run takes again, are cut off."""
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line a killed run was writing
+                if record["images_seen"] <= images_seen:
+                    kept.append(line)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def __enter__(self) -> RunLog:
+        """Use as a context, so that the file is closed whatever happens."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the file."""
+        self._file.close()

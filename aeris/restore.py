@@ -1,0 +1,150 @@
+"""Bring a run back from its directory: configuration, network, weights, and the check that the data still fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aeris import config as configs
+from aeris.config import RunConfig
+from aeris.data.forcing import FORCINGS
+from aeris.data.store import Store, packaged_sample
+from aeris.model.swin import Swin
+from aeris.parallelize import build_model, make_layout
+from swipe import checkpoint
+from swipe.layout import WindowLayout
+
+
+def open_store(config: RunConfig) -> Store:
+    """Open the run's store and check that it has the grid and channels the run expects.
+
+    Raises:
+        ValueError: they differ; names the setting to change.
+    """
+    path = packaged_sample() if config.data.store == "sample" else Path(config.data.store)
+    store = Store(path)
+    rows, cols = len(store.latitude_deg), len(store.longitude_deg)
+    model = config.model
+    if (rows, cols) != (model.rows, model.cols):
+        raise ValueError(
+            f"the store {path} has a grid of {rows} x {cols}, the run expects {model.rows} x {model.cols}: "
+            f"pass --model.rows {rows} --model.cols {cols} and a --model.window that divides both"
+        )
+    wanted = config.data.channels
+    if wanted and tuple(store.names) != tuple(wanted):
+        missing = [name for name in wanted if name not in store.names]
+        detail = f"it lacks {', '.join(missing[:5])}" if missing else "their order or number differs"
+        raise ValueError(
+            f"the store {path} does not have the run's {len(wanted)} channels: {detail}; "
+            f"convert again with --channels, or pass --data.channels {' '.join(store.names)}"
+        )
+    if config.data.interval_h not in store.statistics.residual_std:
+        known = ", ".join(map(str, sorted(store.statistics.residual_std)))
+        raise ValueError(
+            f"the store {path} has residual statistics for {known} h, not {config.data.interval_h} h"
+        )
+    return store
+
+
+def channel_counts(channels: int) -> tuple[int, int]:
+    """Return the network's input and output channels for a state of `channels`: noisy residual, state, forcings -> residual."""
+    return 2 * channels + len(FORCINGS), channels
+
+
+def check_fingerprint(saved: dict[str, Any], store: Store) -> None:
+    """Compare the data a checkpoint was trained on with a store.
+
+    Raises:
+        ValueError: names, units, levels, grid or statistics differ; says which.
+    """
+    here = store.fingerprint
+    different = sorted(key for key in saved.keys() | here.keys() if saved.get(key) != here.get(key))
+    if different:
+        raise ValueError(
+            f"the store {store.path} is not the data this run was trained on: {', '.join(different)} differ "
+            f"(run: {_short(saved.get(different[0]))}; store: {_short(here.get(different[0]))})"
+        )
+
+
+FREE = {
+    "model": {"precision", "residual", "checkpointing", "compile"},
+    "data": {"store", "workers"},
+    "train": {"images", "batch", "microbatch", "clip", "nonfinite_limit", "log_every"},
+    "optimizer": None,
+    "ema": None,
+    "checkpoint": None,
+}  # settings a run may change when it goes on; None: every one of the section
+
+
+def check_same_run(config: RunConfig, run_dir: Path) -> None:
+    """Refuse to go on in a directory with another run's checkpoints.
+
+    Raises:
+        ValueError: a setting that defines the run differs from `run_dir`/config.json; names the settings.
+    """
+    if not checkpoint.complete(run_dir / "checkpoints"):
+        return
+    before, now = (dataclasses.asdict(c) for c in (configs.load(run_dir / "config.json"), config))
+    different = [
+        f"--{section}.{name.replace('_', '-')} {before[section][name]} -> {value}"
+        for section, values in now.items()
+        for name, value in values.items()
+        if value != before[section][name] and FREE.get(section, set()) is not None
+        and name not in (FREE.get(section) or ())
+    ]  # fmt: skip
+    if different:
+        raise ValueError(f"{run_dir} holds another run ({'; '.join(different)}): choose another --run-dir")
+
+
+def _short(value: Any, limit: int = 160) -> str:
+    """Show a value in at most `limit` characters."""
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def latest_checkpoint(run_dir: Path) -> Path:
+    """Return the newest complete checkpoint of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = checkpoint.complete(run_dir / "checkpoints")
+    if not found:
+        raise ValueError(
+            f"{run_dir} has no complete checkpoint: train it first with aeris.train --run-dir {run_dir}"
+        )
+    return found[-1]
+
+
+def load_model(
+    run_dir: Path,
+    weights: str = "ema",
+    checkpoint_path: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Swin, WindowLayout, RunConfig, dict[str, Any]]:
+    """Build a run's network with its trained weights, ready to forecast.
+
+    Args:
+        weights: "ema" for the averaged weights, "raw" for those of the last step.
+        checkpoint_path: which checkpoint; the newest by default.
+
+    Returns:
+        The network in evaluation mode, its layout, the run's configuration, and the checkpoint's meta (with
+        `images_seen`, `channels` and the `fingerprint` of the data).
+
+    Raises:
+        ValueError: the run, checkpoint or weights do not exist or do not fit.
+    """
+    config = configs.load(run_dir / "config.json")
+    path = checkpoint_path or latest_checkpoint(run_dir)
+    meta = checkpoint.read_meta(path)
+    layout = make_layout(config.model)
+    model = build_model(config.model, *channel_counts(len(meta["channels"])), layout, device)
+    prefix = {"ema": "ema", "raw": "model"}.get(weights)
+    if prefix is None:
+        raise ValueError(f"weights {weights!r} do not exist: choose ema or raw")
+    checkpoint.load(path, {f"{prefix}.{name}": p.detach() for name, p in model.named_parameters()})
+    return model.eval().requires_grad_(False), layout, config, meta

@@ -1,0 +1,233 @@
+"""Train AERIS: `python -m aeris.train [PRESET] [--section.key value] --run-dir DIR`.
+
+To resume, to go on with more images, or after a crash: the same command again. One process for now.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.table import Table
+
+from aeris import config as configs
+from aeris.config import RunConfig
+from aeris.data.loader import Sample, SampleDataset, make_loader
+from aeris.flops import costs, measure_gemm_rate
+from aeris.log import RunLog, console, progress_bar, run_program
+from aeris.model.swin import DTYPES
+from aeris.presets import PRESETS
+from aeris.restore import check_same_run, open_store
+from aeris.step import Training, check_finite, train_step
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train an AERIS diffusion model. Run the same command again to resume."""
+
+    preset: Annotated[Literal["tiny", "1.3b-6h", "1.3b-24h", "13b", "40b", "80b"], tyro.conf.Positional] = (
+        "tiny"
+    )
+    """Named configuration to start from; every setting below overrides it."""
+    run_dir: Path = Path("runs/tiny")
+    """Directory of the run: config.json, log.jsonl, checkpoints/, plots/."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda or xpu."""
+    dry_run: bool = False
+    """Print the resolved configuration, parameters, memory and FLOPs, and stop."""
+    json: bool = False
+    """With --dry-run: print one JSON object and nothing else."""
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    """Settings of the run."""
+
+
+def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
+    """Check everything that can be wrong, write config.json, build the run, and load its newest checkpoint.
+
+    Raises:
+        ValueError, OSError: sizes that do not divide, another run in `run_dir`, a directory that cannot be written,
+            other data than before.
+    """
+    train = config.train
+    if train.batch % train.microbatch:
+        raise ValueError(f"--train.microbatch {train.microbatch} does not divide --train.batch {train.batch}")
+    if train.images < 1 or train.microbatch < 1:
+        raise ValueError("--train.images and --train.microbatch must be at least 1")
+    store = open_store(config)
+    check_same_run(config, run_dir)
+    run = Training(config, run_dir, store, device)
+    resumed = run.resume()
+    for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
+        directory.mkdir(parents=True, exist_ok=True)
+    configs.save(config, run_dir / "config.json")
+    parameters = sum(p.numel() for p in run.model.parameters())
+    console.print(
+        f"{run_dir}: {parameters:,} parameters on {device}, torch {torch.__version__}, data {store.path}"
+    )
+    if resumed:
+        console.print(f"resuming at image {run.images_seen:,} of {train.images:,}")
+    return run
+
+
+def timed(loader: Any, waited_s: list[float]) -> Iterator[Sample]:
+    """Pass samples on, adding to `waited_s[0]` the seconds spent waiting for them."""
+    source = iter(loader)
+    while True:
+        start = time.perf_counter()
+        sample = next(source, None)
+        waited_s[0] += time.perf_counter() - start
+        if sample is None:
+            return
+        yield sample
+
+
+def train(run: Training) -> None:
+    """Train until `train.images` have been seen, saving checkpoints and one record per `log_every` steps.
+
+    Raises:
+        ValueError: too many non-finite steps in a row.
+        OSError: a checkpoint or record cannot be written.
+    """
+    config, settings = run.config, run.config.train
+    steps = max(0, -(-(settings.images - run.images_seen) // settings.batch))
+    dataset = SampleDataset(
+        run.store.path,
+        config.data.interval_h,
+        run.layout.shard,
+        settings.seed,
+        run.store.statistics.train_period,
+    )
+    loader = make_loader(
+        dataset, run.images_seen, run.images_seen + steps * settings.batch, settings.microbatch, config.data.workers,
+        pin_memory=run.device.type != "cpu",
+    )  # fmt: skip
+    flops = costs(config, len(run.store.names))["flops_per_sample"]
+    gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision])
+    saved = run.images_seen
+    waited_s = [0.0]
+    samples = timed(loader, waited_s)
+    bar = progress_bar("loss", "rate", "mfu", "wait")
+    start, waited_before, images_before = time.perf_counter(), 0.0, run.images_seen
+    with bar, RunLog(run.run_dir / "log.jsonl", run.images_seen) as log:
+        task = bar.add_task(
+            "training", total=settings.images, completed=run.images_seen, loss="", rate="", mfu="", wait=""
+        )
+        smooth = 0.0
+        for step in range(1, steps + 1):
+            record = train_step(run, samples)
+            check_finite(run)
+            smooth = record["loss"] if step == 1 else 0.98 * smooth + 0.02 * record["loss"]
+            if step % settings.log_every == 0 or step == steps:
+                now = time.perf_counter()
+                images_per_s = (run.images_seen - images_before) / (now - start)
+                record |= {
+                    "images_per_s": images_per_s,
+                    "tflops": images_per_s * flops / 1e12,
+                    "mfu": images_per_s * flops / gemm,
+                    "data_wait": (waited_s[0] - waited_before) / (now - start),
+                }
+                log.write(record)
+                start, waited_before, images_before = now, waited_s[0], run.images_seen
+                bar.update(
+                    task,
+                    completed=run.images_seen,
+                    loss=f"loss {smooth:.3f}",
+                    rate=f"{images_per_s:.1f} images/s {record['tflops']:.3f} TFLOP/s",
+                    mfu=f"MFU {record['mfu']:.0%}",
+                    wait=f"data {record['data_wait']:.0%}",
+                )
+            if run.images_seen - saved >= config.checkpoint.every_images or step == steps:
+                run.save()
+                saved = run.images_seen
+
+
+def plot(run_dir: Path) -> None:
+    """Draw the training curve if matplotlib is there; say so if not."""
+    try:
+        from aeris.scores.plots import plot_training
+
+        plot_training(run_dir / "log.jsonl", run_dir / "plots" / "training.png")
+    except ImportError as error:
+        console.print(f"no training curve: {error}")
+        return
+    console.print(f"training curve: {run_dir / 'plots' / 'training.png'}")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device asked for; `auto` takes cuda, then xpu, then cpu.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    present = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()] + ["cpu"]
+    if name == "auto":
+        return torch.device(present[0])
+    if name.split(":")[0] not in present:
+        raise ValueError(f"--device {name} is not available here: choose one of auto, {', '.join(present)}")
+    return torch.device(name)
+
+
+def dry_run(arguments: Arguments) -> None:
+    """Print the resolved configuration and what a step costs; build nothing but shapes."""
+    config = arguments.config
+    channels = len(config.data.channels) or len(open_store(config).names)
+    found = costs(config, channels)
+    if arguments.json:
+        print(json.dumps({**found, "preset": arguments.preset, "config": dataclasses.asdict(config)}))
+        return
+    for section, values in dataclasses.asdict(config).items():
+        table = Table(title=section, title_justify="left", show_header=False, box=None)
+        for name, value in values.items():
+            table.add_row(f"--{section}.{name.replace('_', '-')}", str(value))
+        console.print(table)
+    table = Table(title="what it costs", title_justify="left", show_header=False, box=None)
+    table.add_row("parameters", f"{found['parameters']:,}")
+    table.add_row("FLOPs per sample, forward + backward", f"{found['flops_per_sample']:.4g}")
+    for name, value in found["flops_by_part"].items():
+        table.add_row(f"  {name.replace('_', ' ')}", f"{value / found['flops_per_sample']:.2%}")
+    table.add_row("FLOPs per sample, repeated by checkpointing", f"{found['recompute_flops_per_sample']:.4g}")
+    for name, value in found["memory_bytes"].items():
+        table.add_row(f"memory, {name}", f"{value / 2**30:.3f} GiB")
+    console.print(table)
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Read the command line over the preset it names (tiny if none)."""
+    preset = next((word for word in argv if word in PRESETS), "tiny")
+    default = Arguments(preset=preset, config=PRESETS[preset]())  # type: ignore[arg-type]
+    return tyro.cli(
+        Arguments, args=argv, default=default, prog="python -m aeris.train", description=Arguments.__doc__
+    )
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parse(sys.argv[1:])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this version trains in one process: start it without torchrun"
+        )
+    if arguments.dry_run:
+        dry_run(arguments)
+        return
+    if arguments.json:
+        raise ValueError("--json goes with --dry-run")
+    run = prepare(arguments.config, arguments.run_dir, choose_device(arguments.device))
+    train(run)
+    plot(arguments.run_dir)
+    console.print(
+        f"trained on {run.images_seen:,} images; checkpoints in {arguments.run_dir / 'checkpoints'}"
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

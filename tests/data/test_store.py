@@ -1,0 +1,211 @@
+"""A store: what it says, what it reads, and how it refuses to be read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from aeris.data.store import Store, StoreError, packaged_sample
+from swipe.windows import WindowGrid, WindowShard
+
+
+@pytest.fixture
+def broken(store_path: Path, tmp_path: Path) -> Path:
+    """Return a copy of the store to break."""
+    return Path(shutil.copytree(store_path, tmp_path / "store"))
+
+
+def test_what_a_store_says(store_path: Path) -> None:
+    store = Store(store_path)
+    assert store.names[:6] == ("t2m", "u10", "v10", "msl", "z300", "z500")
+    assert store.names[-2:] == ("q850", "sst")
+    assert [channel.units for channel in store.channels[3:5]] == ["Pa", "m2 s-2"]
+    assert (len(store), store.rows, store.cols, store.interval_h, store.window) == (10, 12, 24, 6, 6)
+    assert store.latitude_deg[0] > store.latitude_deg[-1]
+    assert store.longitude_deg[0] == 0
+    assert store.times[0] == np.datetime64("1999-12-30T18")
+    assert sorted(path.name for path in store_path.iterdir()) == ["1999.h5", "2000.h5", "store.h5"]
+    assert set(store.static) == {"geopotential_at_surface", "land_sea_mask"}
+    assert set(store.statistics.residual_std) == {6, 24}
+
+
+def test_files_describe_themselves(store_path: Path) -> None:
+    with h5py.File(store_path / "2000.h5") as file:
+        assert file["fields"].chunks == (1, 20, 6, 6)
+        assert file["fields"].dtype == "<f4"
+        assert tuple(file["channel"].asstr()[:]) == Store(store_path).names
+        assert file["time"][0] == np.datetime64("2000-01-01T00", "s").astype(np.int64)
+        np.testing.assert_array_equal(file["latitude"][:], Store(store_path).latitude_deg)
+
+
+@pytest.mark.parametrize("window", [2, 4, 6, 12])
+@pytest.mark.parametrize("kind", ["full", "round robin", "odd"])
+def test_windows_are_pieces_of_the_field(store_path: Path, window: int, kind: str) -> None:
+    store = Store(store_path)
+    grid = WindowGrid(12, 24, window)
+    shard = WindowShard.full(grid)
+    if kind == "round robin":
+        shard = WindowShard(grid, tuple((y, x) for y in range(0, grid.windows_y, 2) for x in range(1, grid.windows_x, 2)))
+    if kind == "odd":
+        shard = WindowShard(grid, shard.windows[::-3])
+    for index in (0, 5, 9):
+        field_CYX = store.read(index)
+        expected = field_CYX.reshape(20, -1).T[shard.token_index()]
+        np.testing.assert_array_equal(store.read_windows(index, shard), expected)
+        for number, (row0, row1, col0, col1) in enumerate(map(shard.slab, range(len(shard.windows)))):
+            slab = field_CYX[:, row0:row1, col0:col1].reshape(20, -1).T
+            np.testing.assert_array_equal(store.read_windows(index, shard)[number], slab)
+
+
+def test_masked_points_have_one_fill_value_whoever_reads_them(store_path: Path) -> None:
+    store = Store(store_path)
+    with xr.open_dataset(store_path.parent / "source.nc", engine="h5netcdf") as source:
+        sst = source["sea_surface_temperature"].values
+    valid = np.isfinite(sst).all(axis=0)
+    assert 0 < valid.sum() < np.isfinite(sst[0]).sum()  # one point is missing at one time only
+    np.testing.assert_array_equal(store.mask_CYX[-1], valid)
+    assert store.mask_CYX[:-1].all()
+    train = sst[store.times <= np.datetime64("2000-01-01T06:59:59")].astype(np.float64)
+    fill = train[:, valid].mean()
+    assert store.fill_C[-1] == np.float32(fill)
+    for index in range(len(store)):
+        np.testing.assert_array_equal(store.read(index)[-1], np.where(valid, sst[index], np.float32(fill)))
+    grid = WindowGrid(12, 24, 4)
+    whole = store.read_windows(3, WindowShard.full(grid))
+    for number, window in enumerate(WindowShard.full(grid).windows):
+        alone = store.read_windows(3, WindowShard(grid, (window,)))
+        np.testing.assert_array_equal(alone[0], whole[number])
+    shard = WindowShard.full(grid)
+    expected = store.mask_CYX.reshape(20, -1).T[shard.token_index()]
+    np.testing.assert_array_equal(store.valid_windows(shard), expected)
+
+
+def test_shard_of_another_grid_is_refused(store_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"24 x 48 points, but .* has 12 x 24"):
+        Store(store_path).read_windows(0, WindowShard.full(WindowGrid(24, 48, 12)))
+
+
+def test_times_and_pairs(store_path: Path) -> None:
+    store = Store(store_path)
+    assert store.index_of("2000-01-01T06") == 6
+    assert store.index_of(store.times[9]) == 9
+    with pytest.raises(StoreError, match=r"nearest is 2000-01-01T06:00:00 .*every 6 h"):
+        store.index_of("2000-01-01T07")
+    np.testing.assert_array_equal(store.pairs(6), [[i, i + 1] for i in range(9)])
+    np.testing.assert_array_equal(store.pairs(24), [[i, i + 4] for i in range(6)])
+    period = (np.datetime64("1999-12-31T00"), np.datetime64("1999-12-31T18"))
+    np.testing.assert_array_equal(store.pairs(12, period), [[1, 3], [2, 4]])
+    with pytest.raises(StoreError, match="7 h apart .* are 6 h apart"):
+        store.pairs(7)
+    with pytest.raises(StoreError, match="24 h apart"):
+        store.pairs(24, period)
+    with pytest.raises(IndexError, match="outside 0 to 9"):
+        store.read(10)
+
+
+def test_pickled_store_reads_in_a_new_place(store_path: Path) -> None:
+    store = Store(store_path)
+    before = store.read(7)  # opens a file
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.read(7), before)
+    store.close()
+    np.testing.assert_array_equal(store.read(7), before)
+
+
+def test_fingerprint_depends_on_what_a_model_depends_on(store_path: Path) -> None:
+    store = Store(store_path)
+    assert json.loads(json.dumps(store.fingerprint)) == store.fingerprint
+    assert len(store.fingerprint_id) == 16
+    assert Store(packaged_sample()).fingerprint_id != store.fingerprint_id
+    before = store.fingerprint_id
+    del store.__dict__["fingerprint"]
+    store.statistics.residual_std[24][0] *= 1 + 1e-12
+    assert store.fingerprint_id != before
+
+
+def test_missing_value_is_named(broken: Path) -> None:
+    with h5py.File(broken / "2000.h5", "r+") as file:
+        file["fields"][3, 5, 7, 11] = np.nan
+        file["fields"][3, 5, 8, 2] = np.nan
+    store = Store(broken)
+    store.read(7)
+    where = r"z500 is nan at 2000-01-01T18:00:00, row 7, col 11 of .*2000.h5"
+    with pytest.raises(StoreError, match=where):
+        store.read(8)
+    grid = WindowGrid(12, 24, 6)
+    with pytest.raises(StoreError, match=where):
+        store.read_windows(8, WindowShard(grid, ((1, 1),)))
+    store.read_windows(8, WindowShard(grid, ((0, 1),)))  # the other windows are whole
+
+
+def test_truncated_year_is_named(broken: Path) -> None:
+    data = (broken / "2000.h5").read_bytes()
+    (broken / "2000.h5").write_bytes(data[: len(data) // 2])
+    with pytest.raises(StoreError, match=rf"2000.h5 is truncated or damaged \({len(data) // 2} bytes .*copy it again"):
+        Store(broken)
+
+
+def test_damaged_year_is_named(broken: Path) -> None:
+    size = (broken / "2000.h5").stat().st_size
+    (broken / "2000.h5").write_bytes(b"\0" * size)
+    store = Store(broken)
+    store.read(0)
+    with pytest.raises(StoreError, match=r"2000.h5 is truncated or damaged"):
+        store.read(9)
+
+
+def test_missing_year_is_named(broken: Path) -> None:
+    (broken / "1999.h5").unlink()
+    with pytest.raises(StoreError, match=r"1999.h5 is missing: copy it again"):
+        Store(broken)
+
+
+def test_truncated_header_is_named(broken: Path) -> None:
+    data = (broken / "store.h5").read_bytes()
+    (broken / "store.h5").write_bytes(data[:1000])
+    with pytest.raises(StoreError, match=r"store.h5 is truncated or damaged"):
+        Store(broken)
+
+
+@pytest.mark.parametrize(("new", "what"), [(0, "1999-12-30T18:00:00 .index 4. does not come"), (3, "index 4")])
+def test_times_that_do_not_rise_are_named(broken: Path, new: int, what: str) -> None:
+    with h5py.File(broken / "store.h5", "r+") as file:
+        file["time"][4] = file["time"][new]
+    with pytest.raises(StoreError, match=what):
+        Store(broken)
+
+
+def test_other_version_and_other_directories_are_refused(broken: Path, tmp_path: Path) -> None:
+    with h5py.File(broken / "store.h5", "r+") as file:
+        file.attrs["version"] = 99
+    with pytest.raises(StoreError, match="not a store of version 1"):
+        Store(broken)
+    with pytest.raises(StoreError, match=r"nowhere does not exist: make a store with python -m aeris.data.convert"):
+        Store(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match=r"empty is not a store, it has no store.h5"):
+        Store(tmp_path / "empty")
+
+
+def test_packaged_sample() -> None:
+    store = Store(packaged_sample())
+    assert len(store) == 160
+    assert len(store.names) == 24
+    assert (store.rows, store.cols, store.window, store.interval_h) == (24, 48, 12, 6)
+    assert set(store.statistics.residual_std) == {6, 12, 24}
+    assert store.statistics.train_period == (store.times[0], store.times[119])
+    assert sum(file.stat().st_size for file in packaged_sample().iterdir()) < 12e6
+    assert not [word for word in ("/work", "/tmp", "/home") if word in json.dumps(store.made)]
+    assert "jcm 3.0.0" in json.dumps(store.made)
+    # The global numbers that weather people know: a warm surface, wind from the west aloft, falling with height.
+    mean = dict(zip(store.names, store.statistics.mean_C))
+    assert 270 < mean["t2m"] < 290
+    assert mean["u300"] > mean["u700"] > 0
+    assert mean["z300"] > 80000

@@ -1,0 +1,46 @@
+"""The run's log survives kills, and programs turn mistakes into one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aeris.log import RunLog, run_program
+
+
+def test_records_after_the_checkpoint_are_cut_and_broken_lines_dropped(tmp_path: Path) -> None:
+    """A resumed run writes its steps once, whatever line the killed one was in."""
+    path = tmp_path / "log.jsonl"
+    path.write_text(
+        "".join(json.dumps({"images_seen": n}) + "\n" for n in (2, 4, 6)) + '{"images_seen": 8, "lo'
+    )
+    with RunLog(path, 4) as log:
+        log.write({"images_seen": 6, "loss": 1.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"images_seen": 2}, {"images_seen": 4}, {"images_seen": 6, "loss": 1.0}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("bad [0, 1] size"), 2), (OSError("no disk"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_mistakes_are_one_line(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status and message; brackets are text, not markup."""
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == status
+    said = capsys.readouterr().err
+    assert str(error) in said and said.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    """A bug is not dressed up as the user's."""
+    with pytest.raises(ZeroDivisionError):
+        run_program(lambda: 1 / 0)  # type: ignore[arg-type,return-value]

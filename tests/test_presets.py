@@ -1,0 +1,116 @@
+"""Presets on the meta device: published parameter counts and FLOPs, checked against the formula and torch's own counter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aeris import config as configs
+from aeris.config import ModelConfig
+from aeris.flops import activation_bytes, costs, flops_per_sample, recompute_flops
+from aeris.parallelize import build_model, make_layout
+from aeris.presets import PRESETS
+from aeris.restore import channel_counts
+
+# Blocks alone, B (4 d^2 + 3 d m + k d^2): the published totals leave out embedding, head and the block's small vectors.
+PUBLISHED_BLOCK_PARAMETERS = {
+    "1.3b-6h": 1.302e9,
+    "1.3b-24h": 1.302e9,
+    "13b": 13.08e9,
+    "40b": 40.77e9,
+    "80b": 79.27e9,
+}
+PUBLISHED_FLOPS = {"1.3b-6h": 6.05e15, "1.3b-24h": 7.29e15, "13b": 60.6e15, "40b": 205.4e15}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_BLOCK_PARAMETERS)
+def test_published_sizes(name: str) -> None:
+    """Parameters within 0.1 % of the published count of the blocks, and below 1 % beside them; FLOPs within 0.2 %."""
+    config = PRESETS[name]()
+    model = build_model(
+        config.model, *channel_counts(len(config.data.channels)), make_layout(config.model), "meta"
+    )
+    blocks = sum(p.numel() for layer in model.layers for p in layer.parameters())
+    assert blocks == pytest.approx(PUBLISHED_BLOCK_PARAMETERS[name], rel=1e-3)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(blocks, rel=1e-2)
+    if name in PUBLISHED_FLOPS:
+        flops = sum(flops_per_sample(config.model, *channel_counts(len(config.data.channels))).values())
+        assert flops == pytest.approx(PUBLISHED_FLOPS[name], rel=2e-3)
+
+
+def test_the_released_checkpoint_has_our_parameters() -> None:
+    """The 6-hourly network has exactly the 1,310,072,832 parameters the published checkpoint uses."""
+    assert costs(PRESETS["1.3b-6h"](), 69)["parameters"] == 1_310_072_832
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"modulation_layers": 1}, {"poles": "cyclic", "blocks": 2}], ids=str
+)
+def test_flops_equal_torchs_counter(settings: dict) -> None:
+    """Every product of forward and backward counted on meta, to the last one."""
+    config = ModelConfig(rows=16, cols=32, window=8, layers=4, width=32, heads=2, hidden=80, **settings)
+    channels = channel_counts(7)
+    model = build_model(config, *channels, make_layout(config), "meta")
+    x = torch.empty(1, *model.layout.tokens_NT.shape, channels[0], device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(x, torch.empty(1, device="meta")).sum().backward()
+    parts = flops_per_sample(config, *channels)
+    # Ours leaves out the one product over D per token in the gradient of each norm.
+    norms = 2 * (2 * config.layers * config.blocks + 1) * config.rows * config.cols * config.width
+    assert counter.get_total_flops() == sum(parts.values()) + norms
+
+
+def test_checkpointing_trades_memory_for_work() -> None:
+    """Block checkpointing keeps much less and repeats the blocks' forward pass."""
+    kept = {}
+    for policy in ("none", "block"):
+        config = ModelConfig(checkpointing=policy)  # type: ignore[arg-type]
+        model = build_model(config, 20, 8, make_layout(config), "meta")
+        kept[policy] = activation_bytes(model, 20, 1)
+    assert kept["block"] < 0.3 * kept["none"]
+    parts = flops_per_sample(config, 20, 8)
+    assert (
+        recompute_flops(config, 20, 8) * 3
+        == parts["attention_projections"] + parts["attention_windows"] + parts["mlp"]
+    )
+    assert recompute_flops(ModelConfig(), 20, 8) == 0
+
+
+def test_tiny_divides_under_every_small_layout() -> None:
+    """wp up to 2 x 4, sp 1, 2, 4, pp up to 4."""
+    model = PRESETS["tiny"]().model
+    assert (model.rows // model.window, model.cols // model.window) == (2, 4)
+    assert model.heads % 4 == 0 and (model.window // 2) ** 2 % 4 == 0 and model.layers % 4 == 0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configurations_survive_json(name: str, tmp_path: Path) -> None:
+    """Saved and loaded, every preset is equal."""
+    configs.save(PRESETS[name](), tmp_path / "config.json")
+    assert configs.load(tmp_path / "config.json") == PRESETS[name]()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("model", "windw"), 3, "unknown setting 'windw'"),
+        (("model", "poles"), "open", "choose one of cyclic, separate"),
+        (("train", "images"), "many", "expected int"),
+        (("optimizer", "betas"), 0.9, "expected a list"),
+        (("data",), 3, "expected a section"),
+    ],
+)
+def test_bad_configurations_name_the_entry(path: tuple, value: object, says: str) -> None:
+    """A mistake in config.json is named, not guessed around."""
+    values = json.loads(json.dumps(dataclasses.asdict(PRESETS["tiny"]())))
+    target = values
+    for part in path[:-1]:
+        target = target[part]
+    target[path[-1]] = value
+    with pytest.raises(ValueError, match=says):
+        configs.from_dict(configs.RunConfig, values, "config.json")
