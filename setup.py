@@ -17,6 +17,7 @@ REQUIRED = [
     "xarray>=2024.6",
     # Python 3.10 resolves to zarr 2.18, later ones to zarr 3.
     "zarr>=2.18",
+    "numcodecs>=0.13",
     "h5netcdf>=1.3",
     "tyro>=0.9",
     "rich>=13.7",

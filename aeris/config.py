@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, read from a preset, the command line, or a run directory's `config.json`."""
+"""What a run is: frozen dataclasses, from a preset, the command line or a run directory's `config.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModelConfig:
     cols: int = 48
     """Columns of the grid."""
     row_offset: int = 0
-    """Number of the first kept row on the original grid, for the absolute encoding: 1 after the 721-row crop."""
+    """Number of the first kept row on the original grid, for the absolute encoding: 1 after the crop."""
     window: int = 12
     """Side of an attention window in grid points; even, divides rows and columns."""
     layers: int = 4
@@ -37,13 +37,13 @@ class ModelConfig:
     rope_base: float = 100.0
     """Base of the rotary frequencies: 10,000 in the paper; small windows want a small base."""
     poles: Literal["cyclic", "separate"] = "separate"
-    """cyclic: first and last row attend to each other, as published; separate: no attention across the pole."""
+    """cyclic: first and last row attend to each other, as published; separate: none across the pole."""
     norm_order: Literal["norm-modulate", "modulate-norm"] = "norm-modulate"
-    """norm-modulate: modulate(RMSNorm(x)), as the paper; modulate-norm: RMSNorm(modulate(x)), as the released runs."""
+    """norm-modulate: modulate(RMSNorm(x)), the paper's; modulate-norm: RMSNorm(modulate(x)), the runs'."""
     modulation_layers: Literal[1, 2] = 2
-    """Linear layers from the time embedding to a block's six vectors: 2 as in the 1.3B runs, 1 as in the 40B runs."""
+    """Linear layers from the time embedding to a block's six vectors: 2 in the 1.3B runs, 1 in the 40B."""
     init: Literal["zero", "spike-no-more"] = "zero"
-    """Residual branches start at zero, or small as in the "spike no more" recipe; see aeris/model/initialise.py."""
+    """Start blocks as the identity, or nearly, as in "spike no more"; see aeris/model/initialise.py."""
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm; given explicitly because torch's default depends on its version."""
     precision: Literal["bf16", "fp32", "fp64"] = "bf16"
@@ -61,7 +61,7 @@ class DataConfig:
     """Where samples come from."""
 
     store: str = "sample"
-    """Directory of the HDF5 store made by `python -m aeris.data.convert`; `sample` is the packaged atmosphere."""
+    """Directory of the store made by `python -m aeris.data.convert`; `sample` is the packaged atmosphere."""
     channels: tuple[str, ...] = ()
     """Channels the store must have, in order; empty takes the store's."""
     interval_h: int = 6

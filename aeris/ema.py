@@ -1,4 +1,7 @@
-"""Exponential moving average of the weights, with a half-life counted in images (Karras et al. 2022, arXiv 2206.00364)."""
+"""Exponential moving average of the weights, with a half-life in images.
+
+Source: Karras et al. 2022, arXiv 2206.00364.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ class EMA:
     def update(self, model: nn.Module, images_seen: int, batch: int) -> None:
         """Move towards the weights: w_ema = beta w_ema + (1 - beta) w, beta = 0.5 ** (batch / half-life).
 
-        The half-life is at most `rampup_ratio` of the images seen, so that the first weights are soon forgotten.
+        The half-life is at most `rampup_ratio` of the images seen, so that the first weights are soon
+        forgotten.
         """
         halflife = min(self.config.halflife_images, self.config.rampup_ratio * images_seen)
         beta = 0.5 ** (batch / max(halflife, 1e-8))

@@ -108,7 +108,7 @@ class Evaluation:
         )
 
     def _title(self) -> str:
-        """Return what the data are: the packaged atmosphere has a name of its own, others say it themselves."""
+        """Return what the data are: the packaged atmosphere has a name, others say it themselves."""
         if self.truth.path.resolve() == packaged_sample().resolve():
             return SAMPLE_TITLE
         sources = [source["title"] for source in self.truth.made.get("about", ()) if "title" in source]
@@ -158,27 +158,6 @@ class Evaluation:
         return score(self.pair, self.labels, usual, self.case, self.config.threads, advance)
 
 
-def draw(card: Scorecard, directory: Path, lead: int, advance: Callable[[str], None]) -> list[Path]:
-    """Draw every picture a scorecard has the numbers for and return their paths."""
-    pictures: dict[str, Callable[[Path], None]] = {
-        "scorecard": lambda path: plots.plot_scorecard(card, path),
-        "curves": lambda path: plots.plot_curves(card, path),
-    }
-    if card.case is not None:
-        case = card.case
-        pictures["maps"] = lambda path: plots.plot_maps(case, card.title, path)
-    if card.spectra is not None and np.isfinite(card.spectra.truth_JCK).all(axis=-1).any():
-        pictures["spectra"] = lambda path: plots.plot_spectra(card, path, lead)
-    if card.members > 1:
-        pictures["ranks"] = lambda path: plots.plot_ranks(card, path)
-    paths = []
-    for name, draw_one in pictures.items():
-        paths.append(directory / f"{name}.png")
-        draw_one(paths[-1])
-        advance(f"{name}.png")
-    return paths
-
-
 def evaluate(config: EvaluateConfig) -> Scorecard | None:
     """Run the program: check, score, write, draw, print. Returns nothing after a dry run."""
     job = Evaluation(config)
@@ -197,7 +176,7 @@ def evaluate(config: EvaluateConfig) -> Scorecard | None:
         card = job.score(advance)
         paths = write_files(card, job.out)
         if config.plots:
-            paths += draw(card, job.out / "plots", job.case_lead, advance)
+            paths += plots.draw_all(card, job.out / "plots", job.case_lead, advance)
     if config.json:
         print(json.dumps(as_json(card) | {"files": [str(path) for path in paths]}, allow_nan=False))
     else:
@@ -215,6 +194,8 @@ def _print_plan(job: Evaluation) -> None:
     times = plan["init_times"]
     plan["init_times"] = f"{len(times)}: {times[0]} .. {times[-1]}"
     for name, value in plan.items():
+        if value == []:
+            continue
         text = f"{value:,}" if name.endswith("_bytes") else value
         text = " ".join(map(str, value)) if isinstance(value, list) else text
         console.print(f"{name.replace('_', ' '):>18}  {text}", highlight=False, markup=False, soft_wrap=True)

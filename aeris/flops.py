@@ -1,8 +1,9 @@
-"""Floating-point operations and memory of a training step, from formulas and from the model on the meta device.
+"""FLOPs and memory of a training step, from formulas and from the model on the meta device.
 
-F = 6 {B (4 T d^2 + 2 T L d + 3 T d m) + T C d} per sample is the published count (6 = 2 per multiply-add, times 3 for
-forward and backward; T tokens, L tokens per window, B blocks, d width, m hidden, C input + output channels). Here the parts
-are kept apart, what has no input gradient counts 4 instead of 6, and modulation is included.
+F = 6 {B (4 T d^2 + 2 T L d + 3 T d m) + T C d} per sample is the published count (6 = 2 per multiply-add,
+times 3 for forward and backward; T tokens, L tokens per window, B blocks, d width, m hidden, C input + output
+channels). Here the parts are kept apart, what has no input gradient counts 4 instead of 6, and modulation is
+included.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ def flops_per_sample(config: ModelConfig, in_channels: int, out_channels: int) -
     blocks = config.layers * config.blocks
     d, window_tokens = config.width, config.window**2
     pairs = tokens * window_tokens  # query-key pairs of one block
-    edge_pairs = (
-        config.cols * config.window * window_tokens // 2
-    )  # those `poles="separate"` saves in a shifted block
+    # Those that `poles="separate"` saves in a shifted block.
+    edge_pairs = config.cols * config.window * window_tokens // 2
     shifted = config.layers // 2 * config.blocks if config.poles == "separate" else 0
     vectors = 6 * blocks + 2
     return {
@@ -43,7 +43,7 @@ def flops_per_sample(config: ModelConfig, in_channels: int, out_channels: int) -
 
 
 def recompute_flops(config: ModelConfig, in_channels: int, out_channels: int) -> int:
-    """Count the FLOPs that activation checkpointing repeats per sample; they are work, but not useful work."""
+    """Count the FLOPs that activation checkpointing repeats per sample: work, but not useful work."""
     if config.checkpointing == "none":
         return 0
     parts = flops_per_sample(config, in_channels, out_channels)
@@ -51,7 +51,7 @@ def recompute_flops(config: ModelConfig, in_channels: int, out_channels: int) ->
 
 
 def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
-    """Add up what autograd keeps for the backward pass of one microbatch, by running the forward pass on meta."""
+    """Add up what autograd keeps of one microbatch for the backward pass, by a forward pass on meta."""
     tokens_NT = model.layout.tokens_NT
     seen: dict[int, tuple[Any, int]] = {}
 
@@ -70,7 +70,7 @@ def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
 
 
 def costs(config: RunConfig, channels: int) -> dict[str, Any]:
-    """Say what training a state of `channels` costs: parameters, FLOPs by part, memory by part on one device (bytes)."""
+    """Say what training a state of `channels` costs: parameters, FLOPs and, on one device, bytes by part."""
     counts = 2 * channels + len(FORCINGS), channels
     model = build_model(config.model, *counts, make_layout(config.model), "meta")
     parameters = sum(p.numel() for p in model.parameters())
@@ -88,7 +88,7 @@ def costs(config: RunConfig, channels: int) -> dict[str, Any]:
 
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
-    """Measure the FLOP/s of a square matrix product in `dtype` on `device`: the best of a few, after a warm-up.
+    """Measure the FLOP/s of a square matrix product in `dtype` on `device`: the best of eight.
 
     Args:
         size: side of the matrices; 0 chooses 1024 on CPU and 8192 elsewhere.

@@ -16,7 +16,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`; a mistake of the user becomes one line on stderr and exit status 2, no traceback."""
+    """Run a program's `main`; a user's mistake becomes one line on stderr and exit status 2."""
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         main()
@@ -29,7 +29,7 @@ def run_program(main: Callable[[], None]) -> None:
 
 
 def progress_bar(*fields: str) -> Progress:
-    """Make the project's live progress line: a bar, done/total, the named `fields`, time spent and time left."""
+    """Make the live progress line: a bar, done/total, the named `fields`, time spent and time left."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
@@ -47,7 +47,7 @@ class RunLog:
     """The records of a run, one JSON object per line in `log.jsonl`, each with `images_seen`."""
 
     def __init__(self, path: Path, images_seen: int) -> None:
-        """Open for appending; records after `images_seen`, of steps a resumed run takes again, are cut off."""
+        """Open for appending; cut off records after `images_seen`, whose steps a resumed run takes again."""
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():

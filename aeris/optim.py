@@ -31,8 +31,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name the optimizer's tensors by parameter, `<parameter>.<state>`: flat, so any cut of the model can load them."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    """Name the optimizer's tensors `<parameter>.<state>`: flat, so any cut of the model can load them."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()
     }
@@ -41,8 +41,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def learning_rate(images_seen: int, config: OptimizerConfig, images: int) -> float:
     """Return the learning rate of the step that starts at `images_seen` in a run of `images`.
 
-    Linear warm-up from the floor; then constant or a cosine to the floor at `cosine_images` (0: at the end of the run);
-    over the last `rampdown_images` a linear drop to the floor.
+    Linear warm-up from the floor; then constant or a cosine to the floor at `cosine_images` (0: at the end of
+    the run); over the last `rampdown_images` a linear drop to the floor.
     """
     floor = config.lr_floor
     if images_seen < config.warmup_images:

@@ -23,7 +23,7 @@ def make_layout(config: ModelConfig) -> WindowLayout:
 def build_model(
     config: ModelConfig, in_channels: int, out_channels: int, layout: WindowLayout, device: torch.device | str
 ) -> Swin:
-    """Build the network on `device` ("meta" for shapes only) with fp32 parameters (fp64 in fp64 runs), uninitialised."""
+    """Build the network on `device` ("meta": shapes only), uninitialised, in fp32 (fp64 in fp64 runs)."""
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
     with torch.device("meta"):
         model = Swin(config, in_channels, out_channels, layout).to(dtype)

@@ -1,7 +1,8 @@
 """Named runs, each a function that returns a full configuration. The source of every number stands beside it.
 
 Sources: [paper] AERIS, arXiv 2509.13523; [code] the authors' public snapshot and its configurations;
-[inferred] derived from published node counts and parameter totals; [ours] chosen here, with the measurement in docs/log.md.
+[inferred] derived from published node counts and parameter totals; [ours] chosen here, with the measurement
+in docs/log.md.
 
 | preset  | parameters | status                                                                    |
 | ------- | ---------- | ------------------------------------------------------------------------- |
@@ -45,8 +46,8 @@ def tiny() -> RunConfig:
         diffusion=DiffusionConfig(sigma_min=0.02, sigma_max=200.0, channel_weights="uniform"),
         train=TrainConfig(images=8_000, batch=2, microbatch=2, clip=1.0, log_every=1),
         optimizer=OptimizerConfig(
-            lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_images=300, cosine_images=0, rampdown_images=0,
-            lr_floor=0.0,
+            lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_images=300, cosine_images=0,
+            rampdown_images=0, lr_floor=0.0,
         ),
         ema=EMAConfig(halflife_images=400),
         checkpoint=CheckpointConfig(every_images=1_000, keep=2),
@@ -57,14 +58,17 @@ def _aeris_1_3b(interval_h: int, window: int, weight_decay: float, init: str) ->
     """Return what the two published 1.3B runs share. [code] unless marked."""
     return RunConfig(
         model=ModelConfig(
-            rows=720, cols=1440, row_offset=1, window=window, layers=8, blocks=3, width=1536, heads=12, hidden=6144,
+            rows=720, cols=1440, row_offset=1, window=window, layers=8, blocks=3, width=1536, heads=12,
+            hidden=6144,
             rope=True,  # [paper] designs it; the released runs computed and then dropped it
             rope_base=10_000.0, poles="cyclic", norm_order="modulate-norm", modulation_layers=2,
             init="zero" if init == "zero" else "spike-no-more", residual="bf16",
         ),
-        data=DataConfig(store="era5", channels=aeris_channels(sst=interval_h == 24), interval_h=interval_h, workers=2),
+        data=DataConfig(
+            store="era5", channels=aeris_channels(sst=interval_h == 24), interval_h=interval_h, workers=2,
+        ),
         diffusion=DiffusionConfig(
-            sigma_min=0.02,  # [ours] the paper's 0.2 loses every mode with a std below 0.2 (docs/diffusion.md)
+            sigma_min=0.02,  # [ours] the paper's 0.2 loses every mode with a std below it (docs/diffusion.md)
             sigma_max=500.0, channel_weights="pressure",
         ),
         train=TrainConfig(
@@ -72,8 +76,8 @@ def _aeris_1_3b(interval_h: int, window: int, weight_decay: float, init: str) ->
             clip=0.104,  # the published 20, on a gradient 192 (WP x SP) times the true mean
         ),
         optimizer=OptimizerConfig(
-            lr=2e-4, betas=(0.85, 0.9), weight_decay=weight_decay, warmup_images=20_000, cosine_images=25_000_000,
-            rampdown_images=50_000, lr_floor=0.01,
+            lr=2e-4, betas=(0.85, 0.9), weight_decay=weight_decay, warmup_images=20_000,
+            cosine_images=25_000_000, rampdown_images=50_000, lr_floor=0.01,
         ),
         ema=EMAConfig(halflife_images=100_000),
         checkpoint=CheckpointConfig(every_images=2_000, keep=3),  # every 100 steps of 20
@@ -86,7 +90,7 @@ def aeris_1_3b_6h() -> RunConfig:
 
 
 def aeris_1_3b_24h() -> RunConfig:
-    """The published 24-hourly run: windows of 60, sea surface temperature, zero initial branches, decay 0.2. [code]"""
+    """The published 24-hourly run: windows of 60, with sst, init "zero", decay 0.2. [code]"""
     return _aeris_1_3b(24, 60, 0.2, "zero")
 
 
@@ -109,12 +113,12 @@ def _scaling(width: int, heads: int, hidden: int, layers: int) -> RunConfig:
 
 
 def aeris_13b() -> RunConfig:
-    """13.08 B parameters: width 4608, 36 heads, hidden 18,432 [code comments]; 14 layers x 2 blocks [inferred]."""
+    """13.08 B parameters: width 4608, 36 heads, hidden 18,432 [code]; 14 layers x 2 blocks [inferred]."""
     return _scaling(4608, 36, 18_432, 14)
 
 
 def aeris_40b() -> RunConfig:
-    """40.77 B parameters, the 10-exaflop run: width 6144, 48 heads, hidden 40,960, 18 layers x 2 blocks. [code]"""
+    """40.77 B parameters, 10 exaflops: width 6144, 48 heads, hidden 40,960, 18 layers x 2 blocks. [code]"""
     return _scaling(6144, 48, 40_960, 18)
 
 

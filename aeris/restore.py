@@ -1,4 +1,4 @@
-"""Bring a run back from its directory: configuration, network, weights, and the check that the data still fit."""
+"""Bring a run back from its directory: configuration, network, weights, and a check of its data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_store(config: RunConfig) -> Store:
 
 
 def channel_counts(channels: int) -> tuple[int, int]:
-    """Return the network's input and output channels for a state of `channels`: noisy residual, state, forcings -> residual."""
+    """Count the network's input channels (noisy residual, state, forcings) and output channels (residual)."""
     return 2 * channels + len(FORCINGS), channels
 
 

@@ -93,7 +93,7 @@ class Training:
 
 
 def noisy(run: Training, sample: Sample) -> Microbatch:
-    """Make the network's input and target of a sample: TrigFlow at a noise time and with noise keyed by the image."""
+    """Make the network's input and target of a sample: TrigFlow with time and noise keyed by the image."""
     diffusion, seed = run.config.diffusion, run.config.train.seed
     state, residual, forcing = (x.to(run.device, non_blocking=True) for x in sample[:3])
     images = sample.image_B.tolist()
@@ -151,8 +151,8 @@ def check_finite(run: Training) -> None:
             if tensor is not None and not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise ValueError(
-                    f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the first bad tensor is "
-                    f"the {kind} of {name} ({bad} of {tensor.numel()} values). Lower --optimizer.lr or --train.clip "
-                    f"and run the same command: it goes on from the last checkpoint"
+                    f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the first "
+                    f"bad tensor is the {kind} of {name} ({bad} of {tensor.numel()} values). Lower --optimizer.lr "
+                    f"or --train.clip and run the same command: it goes on from the last checkpoint"
                 )
     raise ValueError(f"{run.skipped_in_a_row} steps in a row had a non-finite loss with finite gradients")

@@ -9,8 +9,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from aeris import config as configs
 from aeris.config import RunConfig
@@ -26,6 +25,7 @@ from aeris.flops import costs, measure_gemm_rate
 from aeris.log import RunLog, console, progress_bar, run_program
 from aeris.model.swin import DTYPES
 from aeris.presets import PRESETS
+from aeris.rates import Rates
 from aeris.restore import check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
 
@@ -51,10 +51,11 @@ class Arguments:
 
 
 def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
-    """Check everything that can be wrong, write config.json, build the run, and load its newest checkpoint.
+    """Check all that can be wrong, write config.json, build the run, and load its newest checkpoint.
 
     Raises:
-        ValueError, OSError: sizes that do not divide, another run in `run_dir`, a directory that cannot be written,
+        ValueError, OSError: sizes that do not divide, another run in `run_dir`, a directory that cannot be
+        written,
             other data than before.
     """
     train = config.train
@@ -78,73 +79,72 @@ def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
     return run
 
 
-def timed(loader: Any, waited_s: list[float]) -> Iterator[Sample]:
-    """Pass samples on, adding to `waited_s[0]` the seconds spent waiting for them."""
-    source = iter(loader)
-    while True:
-        start = time.perf_counter()
-        sample = next(source, None)
-        waited_s[0] += time.perf_counter() - start
-        if sample is None:
-            return
-        yield sample
+class Display:
+    """The live line of a run: images done, smoothed loss, rates."""
+
+    def __init__(self, images: int, images_seen: int) -> None:
+        """Make the line; it shows while `bar` is open as a context."""
+        self.bar = progress_bar("loss", "rate", "mfu", "wait")
+        blank = dict.fromkeys(("loss", "rate", "mfu", "wait"), "")
+        self._task = self.bar.add_task("training", total=images, completed=images_seen, **blank)
+        self._loss: float | None = None
+
+    def smooth(self, loss: float) -> None:
+        """Take in the loss of a step: a moving average over about 50 of them."""
+        self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show a record."""
+        self.bar.update(
+            self._task,
+            completed=record["images_seen"],
+            loss=f"loss {self._loss:.3f}",
+            rate=f"{record['images_per_s']:.1f} images/s {record['tflops']:.3f} TFLOP/s",
+            mfu=f"MFU {record['mfu']:.0%}",
+            wait=f"data {record['data_wait']:.0%}",
+        )
+
+
+def load(run: Training, steps: int) -> DataLoader[Sample]:
+    """Read the run's next `steps` batches, one microbatch at a time."""
+    config, train = run.config, run.config.train
+    period = run.store.statistics.train_period
+    dataset = SampleDataset(run.store.path, config.data.interval_h, run.layout.shard, train.seed, period)
+    return make_loader(
+        dataset,
+        run.images_seen,
+        run.images_seen + steps * train.batch,
+        train.microbatch,
+        config.data.workers,
+        pin_memory=run.device.type != "cpu",
+    )
 
 
 def train(run: Training) -> None:
     """Train until `train.images` have been seen, saving checkpoints and one record per `log_every` steps.
 
     Raises:
-        ValueError: too many non-finite steps in a row.
-        OSError: a checkpoint or record cannot be written.
+        ValueError: too many non-finite steps in a row, or a sample that cannot be used.
+        OSError: a checkpoint or record cannot be written, or a sample cannot be read.
     """
     config, settings = run.config, run.config.train
     steps = max(0, -(-(settings.images - run.images_seen) // settings.batch))
-    dataset = SampleDataset(
-        run.store.path,
-        config.data.interval_h,
-        run.layout.shard,
-        settings.seed,
-        run.store.statistics.train_period,
-    )
-    loader = make_loader(
-        dataset, run.images_seen, run.images_seen + steps * settings.batch, settings.microbatch, config.data.workers,
-        pin_memory=run.device.type != "cpu",
-    )  # fmt: skip
+    loader = load(run, steps)
     flops = costs(config, len(run.store.names))["flops_per_sample"]
     gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision])
     saved = run.images_seen
-    waited_s = [0.0]
-    samples = timed(loader, waited_s)
-    bar = progress_bar("loss", "rate", "mfu", "wait")
-    start, waited_before, images_before = time.perf_counter(), 0.0, run.images_seen
-    with bar, RunLog(run.run_dir / "log.jsonl", run.images_seen) as log:
-        task = bar.add_task(
-            "training", total=settings.images, completed=run.images_seen, loss="", rate="", mfu="", wait=""
-        )
-        smooth = 0.0
+    display = Display(settings.images, run.images_seen)
+    rates = Rates(run.images_seen, flops, gemm)
+    samples = rates.samples(loader)
+    with display.bar, RunLog(run.run_dir / "log.jsonl", run.images_seen) as log:
         for step in range(1, steps + 1):
             record = train_step(run, samples)
             check_finite(run)
-            smooth = record["loss"] if step == 1 else 0.98 * smooth + 0.02 * record["loss"]
+            display.smooth(record["loss"])
             if step % settings.log_every == 0 or step == steps:
-                now = time.perf_counter()
-                images_per_s = (run.images_seen - images_before) / (now - start)
-                record |= {
-                    "images_per_s": images_per_s,
-                    "tflops": images_per_s * flops / 1e12,
-                    "mfu": images_per_s * flops / gemm,
-                    "data_wait": (waited_s[0] - waited_before) / (now - start),
-                }
+                record |= rates.since_last(run.images_seen)
                 log.write(record)
-                start, waited_before, images_before = now, waited_s[0], run.images_seen
-                bar.update(
-                    task,
-                    completed=run.images_seen,
-                    loss=f"loss {smooth:.3f}",
-                    rate=f"{images_per_s:.1f} images/s {record['tflops']:.3f} TFLOP/s",
-                    mfu=f"MFU {record['mfu']:.0%}",
-                    wait=f"data {record['data_wait']:.0%}",
-                )
+                display.show(record)
             if run.images_seen - saved >= config.checkpoint.every_images or step == steps:
                 run.save()
                 saved = run.images_seen
@@ -214,7 +214,8 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this version trains in one process: start it without torchrun"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this version trains in one process: "
+            "start it without torchrun"
         )
     if arguments.dry_run:
         dry_run(arguments)

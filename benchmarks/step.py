@@ -1,7 +1,10 @@
-"""How much of a plain matrix product's speed a block reaches: `python -m benchmarks.step --presets tiny 1.3b-6h`.
+"""How much of a plain matrix product's speed a block reaches.
 
-A block's forward and backward pass is timed in turn with one square matrix product of the same FLOPs and type, pair by
-pair in one run, so that a machine whose speed drifts does not change the ratio. The median ratio is what counts.
+    python -m benchmarks.step --presets tiny 1.3b-6h
+
+A block's forward and backward pass is timed in turn with one square matrix product of the same FLOPs and
+type, pair by pair in one run, so that a machine whose speed drifts does not change the ratio. The median
+ratio is what counts.
 """
 
 from __future__ import annotations
@@ -66,8 +69,8 @@ def block_config(preset: str, precision: str, windows: int, compiled: bool) -> M
     model = PRESETS[preset]().model
     residual = model.residual if precision == "bf16" else precision
     return dataclasses.replace(
-        model, rows=model.window, cols=windows * model.window, layers=1, blocks=1, precision=precision, residual=residual,
-        compile=compiled,
+        model, rows=model.window, cols=windows * model.window, layers=1, blocks=1, precision=precision,
+        residual=residual, compile=compiled,
     )  # fmt: skip
 
 

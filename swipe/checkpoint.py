@@ -1,8 +1,9 @@
-"""Checkpoints: tensors by torch's distributed checkpoint (DCP), everything else as JSON, whole or not there at all.
+"""Checkpoints, whole or not there at all: tensors by torch's DCP, everything else as JSON.
 
-A checkpoint is a directory `images_<count>` with DCP's files, `meta.json` and, written last, `.complete`. It is built under
-another name and renamed, so a killed or failed save leaves no half checkpoint. Loading executes no code: tensors
-load with `weights_only`, and DCP's pickled index goes through an unpickler that knows a handful of plain classes.
+A checkpoint is a directory `images_<count>` with the files of DCP (torch.distributed.checkpoint), `meta.json`
+and, written last, `.complete`. It is built under another name and renamed, so a killed or failed save leaves
+no half checkpoint. Loading executes no code: tensors load with `weights_only`, and DCP's pickled index goes
+through an unpickler that knows a handful of plain classes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+import torch.distributed.checkpoint.state_dict_loader as dcp_load
+import torch.distributed.checkpoint.state_dict_saver as dcp_save
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 _PREFIX = "images_"
@@ -60,7 +64,7 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the checkpoint's index names {module}.{name}, which no index needs")
 
 
-class _SafeReader(dcp.FileSystemReader):
+class _SafeReader(FileSystemReader):
     """DCP's file reader with its pickled index read once, by `_IndexUnpickler`."""
 
     def __init__(self, path: Path) -> None:
@@ -89,9 +93,9 @@ def save(root: Path, images: int, tensors: dict[str, Tensor], meta: dict[str, An
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
+        writer = FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
         with _one_process_is_fine():
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
+            dcp_save.save(dict(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
         (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         (partial / ".complete").touch()
         shutil.rmtree(final, ignore_errors=True)
@@ -156,7 +160,8 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
     """Fill `tensors` in place from a complete checkpoint.
 
     Raises:
-        ValueError: the checkpoint is damaged, its index names an unknown class, or it lacks one of `tensors` or its shape.
+        ValueError: the checkpoint is damaged, its index names an unknown class, or it lacks one of `tensors`
+            or its shape.
     """
     read_meta(path)
     try:
@@ -168,7 +173,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         different = [name for name, tensor in tensors.items() if saved.get(name) != tuple(tensor.shape)]
         if not different:
             with _one_process_is_fine():
-                dcp.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
+                dcp_load.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
             return
     except (
         OSError,
@@ -176,7 +181,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         RuntimeError,
         AttributeError,
         pickle.UnpicklingError,
-        dcp.CheckpointException,
+        CheckpointException,
     ) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ValueError(

@@ -1,7 +1,7 @@
-"""The layout a model is handed: how window-major tokens move and attend. On one rank it is plain tensor code.
+"""The layout a model is handed: how window-major tokens move and attend.
 
-A model never asks how many ranks there are. It calls `attend` inside blocks and `shift` on the edges between layers,
-and the layout does what its shard needs.
+On one rank it is plain tensor code. A model never asks how many ranks there are. It calls `attend` inside
+blocks and `shift` on the edges between layers, and the layout does what its shard needs.
 
 Shapes: B batch, N windows, T tokens per window, C channels, D width, H heads, K head dim, Y rows, X columns.
 """
@@ -72,10 +72,11 @@ class WindowLayout:
         return _Permute.apply(x_BNTD.flatten(1, 2), self._shifts[sign], self._shifts[-sign]).view_as(x_BNTD)
 
     def attend(self, q_BNHTK: Tensor, k_BNHTK: Tensor, v_BNHTK: Tensor, shifted: bool) -> Tensor:
-        """Let the tokens of each window attend to each other: softmax(q k' / sqrt(K)) v, shape [B, N, H, T, K].
+        """Let the tokens of each window attend to each other: softmax(q k' / sqrt(K)) v, [B, N, H, T, K].
 
-        In the shifted tiling the last row of windows straddles the row edge; with `row_edge="separate"` its upper and
-        lower halves attend apart. That needs no mask: tokens are row-major, so each half is a run of T/2 tokens.
+        In the shifted tiling the last row of windows straddles the row edge; with `row_edge="separate"` its
+        upper and lower halves attend apart. That needs no mask: tokens are row-major, so each half is a run
+        of T/2 tokens.
         """
         grid = self.shard.grid
         if not (shifted and grid.row_edge == "separate"):
@@ -90,8 +91,9 @@ class WindowLayout:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full softmax attention over the last two dims [..., T, K], scaled by 1/sqrt(K).
 
-    On accelerators this is torch's fused kernel. On CPU the product is written out: for windows of a few hundred tokens
-    it is up to four times faster forward and backward than the fused CPU kernel (benchmarks/attention.py).
+    On accelerators this is torch's fused kernel. On CPU the product is written out: for windows of a few
+    hundred tokens it is up to four times faster forward and backward than the fused CPU kernel
+    (benchmarks/attention.py).
     """
     if q.device.type == "cpu":
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
@@ -102,7 +104,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class _Permute(torch.autograd.Function):
-    """Reorder tokens by a permutation; the gradient goes through the inverse, a gather too instead of a scatter."""
+    """Reorder tokens by a permutation; the gradient is gathered by the inverse instead of scattered."""
 
     @staticmethod
     def forward(ctx: Any, x_BSD: Tensor, index: Tensor, inverse: Tensor) -> Tensor:

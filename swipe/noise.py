@@ -1,8 +1,9 @@
 """Random fields keyed by identity: the same numbers on any device, for any batch and any sharding.
 
-The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). It has no state: the
-number at (key, counter) is a hash of both. Here the key names *what* the noise is for (seed, image, member, step ...)
-and the counter *where* it sits (global token, channel), so no rank needs another's stream.
+The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). It has no
+state: the number at (key, counter) is a hash of both. Here the key names *what* the noise is for (seed,
+image, member, step ...) and the counter *where* it sits (global token, channel), so no rank needs another's
+stream.
 
 Shapes: B batch, N windows, T tokens per window, C channels.
 """
@@ -25,8 +26,8 @@ _ROUNDS = 10
 def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     """Hash four 32-bit counter words under two 32-bit key words into four 32-bit words.
 
-    Words are Python integers or broadcastable int64 tensors that hold values in [0, 2**32). A product of two words
-    overflows int64, but its 64 bits are those of the unsigned product, and only the bits are used.
+    Words are Python integers or broadcastable int64 tensors that hold values in [0, 2**32). A product of two
+    words overflows int64, but its 64 bits are those of the unsigned product, and only the bits are used.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -40,7 +41,8 @@ def philox(counter: Sequence[Any], key: Sequence[Any]) -> tuple[Any, Any, Any, A
 def key(seed: int, *identity: int) -> int:
     """Derive a 64-bit key from a seed and the integers that name one random field.
 
-    Each integer (any sign, up to 64 bits) is folded in by one hash, so `key(s, a, b)` and `key(s, b, a)` differ.
+    Each integer (any sign, up to 64 bits) is folded in by one hash, so `key(s, a, b)` and `key(s, b, a)`
+    differ.
     """
     value = seed & 0xFFFFFFFFFFFFFFFF
     for depth, part in enumerate(identity):
@@ -74,7 +76,8 @@ def normal(keys: Sequence[int], tokens_NT: Tensor, channels: int) -> Tensor:
 
     Args:
         keys: one key per sample, from `key`.
-        tokens_NT: int64 global number of each local token (below 2**32); it alone says where a number belongs.
+        tokens_NT: int64 global number of each local token (below 2**32); it alone says where a number
+            belongs.
         channels: C.
 
     Four channels come from one hash (two Box-Muller pairs), so values reach 5.9 standard deviations at most.

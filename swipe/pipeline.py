@@ -1,7 +1,7 @@
 """Run the microbatches of one optimizer step through the stages of a model, by a schedule table.
 
-One process holds one stage, the whole model: the table is then F0 B0 F1 B1 ..., and training calls the same `step` as
-with many stages.
+One process holds one stage, the whole model: the table is then F0 B0 F1 B1 ..., and training calls the same
+`step` as with many stages.
 """
 
 from __future__ import annotations
@@ -57,6 +57,6 @@ class Pipeline:
                 in_flight[action.microbatch] = self.loss(self.model(*microbatch.inputs), microbatch.target)
             else:
                 loss = in_flight.pop(action.microbatch)
-                (loss / count).backward()  # type: ignore[no-untyped-call]
+                (loss / count).backward()
                 losses.append(loss.detach())
         return torch.stack(losses)

@@ -15,8 +15,9 @@ class Action(NamedTuple):
 def one_f_one_b(stage: int, stages: int, microbatches: int) -> list[Action]:
     """Order one stage's work by the 1F1B schedule (Narayanan et al. 2021, arXiv 2104.04473).
 
-    A stage runs `stages - stage - 1` forwards ahead, then alternates, then drains, so at most `stages - stage`
-    microbatches are in flight. With one stage it is plain gradient accumulation: F0 B0 F1 B1 ...
+    A stage runs `stages - stage - 1` forwards ahead, then alternates, then drains, so at most
+    `stages - stage` microbatches are in flight. With one stage it is plain gradient accumulation:
+    F0 B0 F1 B1 ...
 
     Raises:
         ValueError: the stage does not exist or there is nothing to do.

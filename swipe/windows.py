@@ -1,9 +1,9 @@
 """The geometry of windows: which pixels form which window, and which windows a rank owns. Pure integers.
 
-An image of rows x cols tokens is cut into square windows. A layer attends inside its windows; every other layer uses
-the *shifted* tiling, whose windows start half a window further down and to the right. Columns always wrap around. Rows
-wrap with `row_edge="cyclic"`; with "separate" the two halves of a window that straddles the row edge do not see
-each other.
+An image of rows x cols tokens is cut into square windows. A layer attends inside its windows; every other
+layer uses the *shifted* tiling, whose windows start half a window further down and to the right. Columns
+always wrap around. Rows wrap with `row_edge="cyclic"`; with "separate" the two halves of a window that
+straddles the row edge do not see each other.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class WindowGrid:
             side = self.window + self.window % 2
             near = [(max(1, round(n / side)) * side) for n in (self.rows, self.cols)]
             raise ValueError(
-                f"a window of {self.window} x {self.window} does not tile an image of {self.rows} x {self.cols}: the "
-                f"side must be even and divide both. Windows that fit this image: {_nearest(fits, self.window)}; "
-                f"the nearest image for windows of {side}: {near[0]} x {near[1]}"
+                f"a window of {self.window} x {self.window} does not tile an image of {self.rows} x "
+                f"{self.cols}: the side must be even and divide both. Windows that fit this image: "
+                f"{_nearest(fits, self.window)}; the nearest image for windows of {side}: "
+                f"{near[0]} x {near[1]}"
             )
 
     @property
@@ -79,7 +80,7 @@ class WindowGrid:
 
 @dataclass(frozen=True)
 class WindowShard:
-    """The windows one rank owns, as (wy, wx) in local order, every one with all of its tokens in row-major order."""
+    """The windows one rank owns, as (wy, wx) in local order, each whole and with its tokens row-major."""
 
     grid: WindowGrid
     windows: tuple[tuple[int, int], ...]
@@ -90,7 +91,7 @@ class WindowShard:
         return cls(grid, tuple((wy, wx) for wy in range(grid.windows_y) for wx in range(grid.windows_x)))
 
     def slab(self, window: int) -> tuple[int, int, int, int]:
-        """Return (row0, row1, col0, col1), half open, of local window number `window` in the unshifted tiling."""
+        """Return (row0, row1, col0, col1), half open, of local window `window` in the unshifted tiling."""
         wy, wx = self.windows[window]
         side = self.grid.window
         return wy * side, (wy + 1) * side, wx * side, (wx + 1) * side
@@ -105,10 +106,11 @@ class WindowShard:
 
 
 def shift_permutation(grid: WindowGrid) -> NDArray[np.int64]:
-    """Say where every token of the shifted tiling comes from: int64 [N * T], positions in the window-major image.
+    """Say where every token of the shifted tiling comes from: int64 [N * T], window-major positions.
 
-    The image moves up and left by half a window on the torus. With windows cut into four quadrants this is a swap of
-    quadrants between neighbouring windows, which is why a shift costs one exchange and no halo (SWiPe, arXiv 2509.13523).
+    The image moves up and left by half a window on the torus. With windows cut into four quadrants this is a
+    swap of quadrants between neighbouring windows, which is why a shift costs one exchange and no halo
+    (SWiPe, arXiv 2509.13523).
     """
     half = grid.window // 2
     order = WindowShard.full(grid).token_index()

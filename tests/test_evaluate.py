@@ -124,7 +124,7 @@ def test_channels_weights_and_stride_can_be_chosen(forecast, tmp_path):
 def test_the_plan_is_printed_and_nothing_written(forecast, tmp_path, capsys):
     assert scored(forecast, tmp_path, dry_run=True, json=True) is None
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["members"], plan["lead_h"], plan["climatology_times"]) == (3, [6, 24], 60)
+    assert (plan["members"], plan["lead_h"], plan["climatology_times"]) == (3, [6, 24], 120)
     assert plan["forecast_bytes"] == 2 * 2 * 3 * 24 * 24 * 48 * 4
     assert scored(forecast, tmp_path, dry_run=True) is None
     assert "z500" in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_scores_can_be_printed_as_json(forecast, tmp_path, capsys):
 
 
 def test_forecasts_of_the_training_period_are_noted(tmp_path):
-    path = write_forecast(tmp_path / "seen.zarr", inits=(20, 140))
+    path = write_forecast(tmp_path / "seen", inits=(20, 140))
     card = scored(path, tmp_path, plots=False)
     assert "1 of 2 forecasts lie in the training period" in card.notes[0]
 
@@ -150,7 +150,7 @@ def test_missing_values_and_times_are_named(forecast, tmp_path):
             x_MCYX[2, 1, 7, 9] = np.nan
         return x_MCYX
 
-    path = write_forecast(tmp_path / "spoilt.zarr", spoil)
+    path = write_forecast(tmp_path / "spoilt", spoil)
     with pytest.raises(ValueError, match=r"lead 6 h, member 2 has z500 = nan at row 7, col 9"):
         scored(path, tmp_path, plots=False)
     with pytest.raises(ValueError, match="no init time 2000-01-01T00:00:00; it has 2000-"):
@@ -162,7 +162,7 @@ def test_missing_values_and_times_are_named(forecast, tmp_path):
 
 
 def test_an_unfinished_forecast_is_refused(tmp_path):
-    path = write_forecast(tmp_path / "half.zarr", finish=False)
+    path = write_forecast(tmp_path / "half", finish=False)
     with pytest.raises(ValueError, match="not finished"):
         Evaluation(EvaluateConfig(str(path)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def test_learning_rate_warms_up_follows_the_cosine_and_ramps_down() -> None:
     assert at(775) == pytest.approx(0.01 + (0.99 * 0.5 * (1 + math.cos(math.pi * 0.775))) * 25 / 50)
     assert at(800) == pytest.approx(0.01)
     values = [at(images) for images in range(0, 800, 2)]
-    assert max(abs(a - b) for a, b in zip(values, values[1:])) < 0.025  # no jumps
+    assert max(abs(a - b) for a, b in itertools.pairwise(values)) < 0.025  # no jumps
 
 
 def test_a_constant_learning_rate_and_a_cosine_to_the_end() -> None:
@@ -51,7 +52,7 @@ def test_only_matrices_are_decayed() -> None:
 
 
 def test_adamw_equals_the_written_out_update() -> None:
-    """Three steps against the formulas of Loshchilov and Hutter, in float64; the state starts at zero and is named."""
+    """Three steps against the formulas of Loshchilov and Hutter in float64; the state starts at 0, named."""
     model = nn.Linear(2, 2, bias=False).double()
     config = OptimizerConfig(lr=0.1, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.3)
     optimizer = make_optimizer(model, config)

@@ -1,4 +1,4 @@
-"""Presets on the meta device: published parameter counts and FLOPs, checked against the formula and torch's own counter."""
+"""Presets on the meta device: parameters and FLOPs, published, by formula and by torch's own counter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
 from aeris.restore import channel_counts
 
-# Blocks alone, B (4 d^2 + 3 d m + k d^2): the published totals leave out embedding, head and the block's small vectors.
+# Blocks alone, B (4 d^2 + 3 d m + k d^2): the published totals leave out embedding, head and small vectors.
 PUBLISHED_BLOCK_PARAMETERS = {
     "1.3b-6h": 1.302e9,
     "1.3b-24h": 1.302e9,
@@ -30,7 +30,7 @@ PUBLISHED_FLOPS = {"1.3b-6h": 6.05e15, "1.3b-24h": 7.29e15, "13b": 60.6e15, "40b
 
 @pytest.mark.parametrize("name", PUBLISHED_BLOCK_PARAMETERS)
 def test_published_sizes(name: str) -> None:
-    """Parameters within 0.1 % of the published count of the blocks, and below 1 % beside them; FLOPs within 0.2 %."""
+    """Parameters of the blocks within 0.1 % of the published, below 1 % beside them; FLOPs within 0.2 %."""
     config = PRESETS[name]()
     model = build_model(
         config.model, *channel_counts(len(config.data.channels)), make_layout(config.model), "meta"

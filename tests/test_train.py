@@ -1,10 +1,11 @@
-"""Training end to end on the packaged sample, with a very small network: resume, equality, faults, the command line."""
+"""Training end to end on the packaged sample with a very small network: resume, faults, the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ import torch
 from aeris import restore, train
 from aeris.config import RunConfig
 from aeris.data.loader import SampleDataset, make_loader
-from aeris.data.store import packaged_sample
+from aeris.data.store import StoreError, packaged_sample
 from aeris.model.swin import Swin
 from aeris.presets import PRESETS
 from aeris.step import Training, check_finite, noisy, train_step
@@ -249,6 +250,22 @@ def test_another_run_or_other_data_in_the_directory_are_refused(tmp_path: Path) 
         train.prepare(small(4, model={"width": 32}, train={"seed": 1}), tmp_path / "run", CPU)
     with pytest.raises(ValueError, match="not the data this run was trained on: .*differ"):
         train.prepare(small(8, data={"store": str(other_store(tmp_path))}), tmp_path / "run", CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_value_in_the_data_is_one_line(workers: int, tmp_path: Path) -> None:
+    """What the store says of it reaches the user as it is, whichever process read the value."""
+    path = small_store(tmp_path / "store")
+    with h5py.File(path / "2000.h5", "r+") as file:
+        file["fields"][:, 1, 3, 5] = float("nan")
+    size = {"rows": 8, "cols": 8, "window": 4}
+    run = train.prepare(
+        small(4, model=size, data={"store": str(path), "workers": workers}), tmp_path / "run", CPU
+    )
+    with pytest.raises(StoreError) as caught:
+        train.train(run)
+    assert re.match(r"\w+ is nan at 2000-01-0\d\S+, row 3, col 5 of \S+2000.h5, where", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unwritable_run_directory_is_one_error(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     LATITUDE: ("latitude", "lat"),
     LONGITUDE: ("longitude", "lon", "long"),
 }
+# Lengths of time as CF writes them, s. xarray is told not to decode them: its versions disagree.
+UNIT_S = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0, "nanoseconds": 1e-9}
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,9 @@ def _lead(raw: Any, dims: dict[str, str]) -> np.timedelta64:
         )
     if np.issubdtype(leads.dtype, np.timedelta64):
         return np.timedelta64(leads[0], "s")
-    if leads[0] == 0:
-        return np.timedelta64(0, "s")
+    unit_s = UNIT_S.get(str(raw[name].attrs.get("units", "")))
+    if leads[0] == 0 or unit_s is not None:
+        return np.timedelta64(round(float(leads[0]) * (unit_s or 0.0)), "s")
     raise ValueError(f"the lead time {name} is {leads[0]} without a unit of time")
 
 

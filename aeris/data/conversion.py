@@ -22,11 +22,12 @@ from aeris.data import statistics
 from aeris.data.grid import coarsen
 from aeris.data.header import HEADER, PLAN, Header, write_header
 from aeris.data.packing import pack, rounding_steps
-from aeris.data.plan import Conversion
+from aeris.data.plan import Conversion, size_text
 from aeris.data.statistics import Statistics
 from aeris.data.store import Store
 from aeris.data.variables import STATIC
-from aeris.data.yearfile import Field, StoreError, YearFile, Years, YearWriter
+from aeris.data.yearfile import Field, StoreError, YearFile, Years
+from aeris.data.yearwriter import YearWriter, publish
 
 READ_BYTES = 128 * 2**20  # of fields read at once: many sources keep several times in one chunk
 
@@ -57,7 +58,7 @@ def run(conversion: Conversion, track: Track = silent) -> None:
             if conversion.rounding:
                 step_C = rounding_steps(conversion, lambda: find_statistics(conversion, years, masks, track))
             pack(conversion, years, step_C, track("packing", len(conversion.time_s)))
-        numbers = find_statistics(conversion, years, masks, track)
+        numbers = find_statistics(conversion, years, masks, track, keep=conversion.partial)
         years.close()
         finish(conversion, numbers, masks)
     except OSError as error:
@@ -101,14 +102,14 @@ def begin(conversion: Conversion) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
         temporary.write_text(json.dumps(conversion.made))
-        temporary.rename(path)
+        publish(temporary, path)
     there = sum(
         file.stat().st_blocks * 512 for file in directory.iterdir()
     )  # sparse files count what they hold
     need = len(conversion.time_s) * conversion.field_bytes - there
     free = shutil.disk_usage(directory).free
     if need > free:
-        raise StoreError(f"{directory} needs {need / 1e9:.3g} GB more, the disk has {free / 1e9:.3g} GB free")
+        raise StoreError(f"{directory} needs {size_text(need)} more, the disk has {size_text(free)} free")
 
 
 def write_fields(conversion: Conversion, track: Track = silent) -> None:
@@ -143,6 +144,7 @@ def _write_year(
                 if n in todo:
                     writer.write(n, x_nCYX[n - todo[0]])
                 advance()
+            writer.mark()
         writer.finish()
     finally:
         writer.close()
@@ -215,26 +217,31 @@ def find_masks(conversion: Conversion, years: Years, track: Track = silent) -> d
 
 
 def find_statistics(
-    conversion: Conversion, years: Years, masks: dict[str, NDArray[np.bool_]], track: Track = silent
+    conversion: Conversion,
+    years: Years,
+    masks: dict[str, NDArray[np.bool_]],
+    track: Track = silent,
+    keep: Path | None = None,
 ) -> Statistics:
-    """Compute the statistics of the train period, or take those of `statistics_from`."""
+    """Compute the statistics of the train period, or take those of `statistics_from`.
+
+    Args:
+        keep: where parts that are finished are kept, for a killed conversion to go on.
+    """
     if conversion.statistics_from:
         return Store(conversion.statistics_from).statistics
-    mask_CYX = None
-    if masks:
-        everywhere = np.ones(conversion.size, dtype=bool)
-        mask_CYX = np.stack([masks.get(name, everywhere) for name in conversion.names])
     start, end = conversion.train_s
     counted = int(((conversion.time_s >= start) & (conversion.time_s <= end)).sum())
-    advance = track("statistics", counted * (conversion.size[0] // conversion.window))
     return statistics.compute(
         years,
         conversion.time_s,
         conversion.names,
         conversion.train_s,
         conversion.intervals_h,
-        mask_CYX,
-        advance,
+        masks,
+        track("statistics", counted * (conversion.size[0] // conversion.window)),
+        conversion.processes,
+        keep,
     )
 
 

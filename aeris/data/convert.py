@@ -11,19 +11,19 @@ from collections.abc import Callable
 
 import numpy as np
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from aeris.data.conversion import is_done, run
-from aeris.data.plan import TRAIN_SHARE, Conversion, Options, plan
+from aeris.data.options import Options
+from aeris.data.plan import TRAIN_SHARE, Conversion, plan, size_text
 from aeris.data.sources import Source
 from aeris.data.store import Store
-from aeris.log import console, run_program
+from aeris.log import console, progress_bar, run_program
 
 
 def main() -> None:
     """Run the program."""
-    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog="python -m aeris.data.convert")
     conversion = plan(options)
     if options.dry_run and options.json:
         print(json.dumps(summary(conversion)))
@@ -32,10 +32,9 @@ def main() -> None:
     if options.dry_run:
         return
     if is_done(conversion):
-        console.print(f"{options.store} is there already and whole; nothing to do", highlight=False)
+        console.print(f"{options.store} is there already and whole; nothing to do")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bar() as progress:
 
         def track(name: str, length: int) -> Callable[[], None]:
             task = progress.add_task(name, total=length)
@@ -45,7 +44,7 @@ def main() -> None:
     store = Store(options.store)
     size = size_text(sum(file.stat().st_size for file in store.path.iterdir()))
     ready = f"{options.store} is ready: {len(store)} times, {size}, fingerprint {store.fingerprint_id}"
-    console.print(ready, highlight=False)
+    console.print(ready)
 
 
 def summary(conversion: Conversion) -> dict[str, object]:
@@ -101,15 +100,6 @@ def _rows(conversion: Conversion, options: Options) -> list[tuple[str, str]]:
     lines.append(("files", f"{' '.join(f'{year}.h5' for year in conversion.years)} store.h5"))
     lines.append(("size", f"{size} before compression" if options.compress else size))
     return lines
-
-
-def size_text(count: float) -> str:
-    """Write a number of bytes with three digits and a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 if __name__ == "__main__":

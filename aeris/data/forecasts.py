@@ -1,9 +1,8 @@
 """Forecasts on disk: written lead by lead, continued after a stop, read for scoring.
 
-A forecast is made under the name PATH.partial and gets its own name when it is whole, so that nothing
-unfinished looks finished. `PATH.zarr` is Zarr as WeatherBench 2 lays it out (aeris/data/forecast_zarr.py);
-any other PATH becomes a directory of CF NetCDF files (aeris/data/forecast_netcdf.py). How far it is stands in
-PATH.partial/progress.json.
+A forecast is made in PATH.partial/forecast and moved to PATH when it is whole, so nothing unfinished looks
+finished; PATH.partial/progress.json says how far it is. `PATH.zarr` is Zarr as WeatherBench 2 lays it out
+(aeris/data/forecast_zarr.py); any other PATH becomes a directory of CF NetCDF files (forecast_netcdf.py).
 
 Shapes: I init times, J lead times, M members, C channels, Y rows, X columns.
 """
@@ -24,7 +23,7 @@ from aeris.data.forecast_zarr import ZarrFiles
 
 __all__ = ["Forecast", "ForecastError", "ForecastPlan", "ForecastWriter", "open_forecast"]
 
-PROGRESS = "progress.json"
+PROGRESS, CONTENTS = "progress.json", "forecast"  # in PATH.partial
 FILE_SUFFIXES = (".nc", ".nc4", ".h5", ".grib", ".grib2", ".grb", ".partial")
 
 
@@ -57,7 +56,7 @@ class ForecastWriter:
         if not self.complete and self.partial.exists():
             self._look_at_partial(overwrite)
         kind = ZarrFiles if self.path.suffix == ".zarr" else NetcdfFiles
-        self._files: ZarrFiles | NetcdfFiles = kind(self.partial, plan)
+        self._files: ZarrFiles | NetcdfFiles = kind(self.partial / CONTENTS, plan)
         if not self._files.restartable:
             self._done_IM[self._done_IM < len(plan.lead_h)] = 0
 
@@ -74,10 +73,11 @@ class ForecastWriter:
     def _look_at_partial(self, overwrite: bool) -> None:
         """Take over the progress of a stopped forecast, or forget about it."""
         if not any(self.partial.iterdir()):
-            return
+            return  # stopped before anything happened
         there, done_IM = read_progress(self.partial)
         if not there.differences(self.plan):
-            self._done_IM, self._fresh = done_IM, not done_IM.any()
+            if done_IM.any() and (self.partial / CONTENTS).exists():
+                self._done_IM, self._fresh = done_IM, False
         elif not overwrite:
             _refuse_another(self.partial, there, self.plan)
 
@@ -111,7 +111,7 @@ class ForecastWriter:
 
     def _create(self) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        (self.partial / CONTENTS).mkdir(parents=True)
         self._save_progress()  # first, so that an interrupted creation is recognised
         self._files.create()
         self._fresh = False
@@ -137,8 +137,8 @@ class ForecastWriter:
         old = self.path.with_name(self.path.name + ".old")
         if self.path.exists():
             self.path.replace(old)
-        self.partial.replace(self.path)
-        (self.path / PROGRESS).unlink()
+        (self.partial / CONTENTS).replace(self.path)
+        shutil.rmtree(self.partial)
         shutil.rmtree(old, ignore_errors=True)
         self.complete = True
 
@@ -206,10 +206,10 @@ def open_forecast(path: str | Path, partial: bool = False) -> Forecast:
             f"the forecast {path} is not finished: {int(done_IM.sum())} of {total} lead times of members are "
             f"written; the same aeris.forecast command finishes it"
         )
-    kind = _kind(unfinished)
+    kind = _kind(unfinished / CONTENTS)
     if not kind.restartable:
         done_IM[done_IM < len(plan.lead_h)] = 0
-    return Forecast(kind(unfinished, plan), done_IM)
+    return Forecast(kind(unfinished / CONTENTS, plan), done_IM)
 
 
 def read_plan(path: Path) -> ForecastPlan:

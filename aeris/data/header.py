@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from aeris.data.statistics import Statistics
 from aeris.data.variables import Channel
-from aeris.data.yearfile import FIELD_BYTES, METADATA_BYTES, Field, StoreError, check_room, damaged
+from aeris.data.yearfile import FIELD_BYTES, Field, StoreError, damaged
+from aeris.data.yearwriter import METADATA_BYTES, check_room, publish
 
 FORMAT, VERSION = "aeris-store", 1
 HEADER = "store.h5"
@@ -73,7 +74,7 @@ def write_header(path: Path, header: Header) -> None:
         for name, valid_YX in header.masks.items():
             mask[name] = valid_YX.astype(np.uint8)
         _write_statistics(file.create_group("statistics"), header.statistics)
-    temporary.rename(path)
+    publish(temporary, path)
 
 
 def _write_statistics(group: Any, statistics: Statistics) -> None:

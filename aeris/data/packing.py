@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from aeris.data import yearfile
 from aeris.data.plan import Conversion
 from aeris.data.statistics import Statistics
 from aeris.data.yearfile import Field, Years
+from aeris.data.yearwriter import create, publish
 
 ROUNDING = "rounding.json"
 PACKED = "packed"
@@ -36,7 +36,7 @@ def rounding_steps(conversion: Conversion, find: Callable[[], Statistics]) -> ND
         step_C = 2.0 ** np.floor(np.log2(conversion.rounding * std_C))
         temporary = path.with_name(path.name + ".partial")
         temporary.write_text(json.dumps(step_C.tolist()))
-        temporary.rename(path)
+        publish(temporary, path)
     return np.array(json.loads(path.read_text()))
 
 
@@ -55,7 +55,7 @@ def pack(
         time_s = file.time_s()
         temporary = file.path.with_name(file.path.name + ".packed")
         if PACKED not in file.dataset.attrs:
-            yearfile.create(temporary, conversion.names, time_s, *grid, compress=conversion.compress)
+            create(temporary, conversion.names, time_s, *grid, compress=conversion.compress)
             with h5py.File(temporary, "r+", locking=False) as packed:
                 fields = packed["fields"]
                 for n in range(len(time_s)):
@@ -64,7 +64,7 @@ def pack(
                     advance()
                 fields.attrs[PACKED] = True
             file.close()
-            temporary.rename(file.path)
+            publish(temporary, file.path)
         else:
             for _ in time_s:
                 advance()

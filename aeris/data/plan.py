@@ -9,71 +9,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from aeris.data.grid import check_coarsening, coarsen_axis, rows_to_drop
+from aeris.data.options import Options
 from aeris.data.sources import Sources, open_source
 from aeris.data.statistics import HOUR_S
 from aeris.data.store import Store
-from aeris.data.variables import LEVELLED, MASKED, STATIC, SURFACE, Channel, channel, channel_of, in_order
+from aeris.data.variables import LEVELLED, STATIC, SURFACE, Channel, channel, channel_of, in_order
 from aeris.data.yearfile import FIELD_BYTES
 from swipe.windows import WindowGrid
 
 TRAIN_SHARE = 0.75  # of the times, when no train period is given
-
-
-@dataclass(frozen=True)
-class Options:
-    """Make a store from weather data."""
-
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE... STORE")]
-    """NetCDF files, Zarr directories or addresses (gs://...), cut by time or variable; last the new store."""
-    window: int
-    """Side of the windows (points) that fields are chunked in; best the window of the model."""
-    channels: tuple[str, ...] = ()
-    """Channels, such as t2m z500; a letter alone, such as z, means all levels. Empty: everything found."""
-    levels_hpa: Annotated[tuple[float, ...], tyro.conf.arg(aliases=["--levels"])] = ()
-    """Levels (hPa) of the variables that are given without one. Empty: all that are found."""
-    period: tuple[str, str] = ("", "")
-    """First and last date to convert, such as 1979 2020 or 2000-05-01 2000-05-31T18. Empty: all."""
-    step_h: int = 0
-    """Keep only times that are a multiple of so many hours after midnight. 0: all."""
-    train_period: tuple[str, str] = ("", "")
-    """First and last date the statistics are computed from. Empty: the first 75 % of the times."""
-    intervals_h: tuple[int, ...] = (6, 24)
-    """Intervals (hours) that get residual statistics; a model is trained for one of them."""
-    member: int | None = None
-    """Which ensemble member to take, if there are several."""
-    coarsen: int = 1
-    """Average boxes of so many points a side, weighted by area. 1: keep the grid."""
-    round: float = 0.0
-    """Lossy: round to a power of two, at most this share of a channel's residual std. 0: no."""
-    compress: bool = False
-    """Compress: smaller and slower to read; for small stores."""
-    masked: tuple[str, ...] = MASKED
-    """Channels that may have missing points; points missing at any time are then masked at all times."""
-    allow_missing_static: bool = False
-    """Take zeros for orography and land-sea mask where the sources have none."""
-    statistics_from: str = ""
-    """Store whose statistics to take over, for data a model of that store will be run on."""
-    dry_run: bool = False
-    """Say what would be done, with sizes, and stop."""
-    json: bool = False
-    """With --dry-run: print one JSON object and nothing else."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Where the data come from."""
-        return self.paths[:-1]
-
-    @property
-    def store(self) -> str:
-        """Directory of the new store."""
-        return self.paths[-1]
 
 
 @dataclass(frozen=True)
@@ -97,6 +47,7 @@ class Conversion:
     rounding: float
     compress: bool
     statistics_from: str
+    processes: int
     made: dict[str, Any]
     """Settings and origin, kept in the store; a conversion is continued only by one with the same."""
 
@@ -164,6 +115,7 @@ def plan(options: Options) -> Conversion:
         rounding=options.round,
         compress=options.compress,
         statistics_from=options.statistics_from,
+        processes=options.processes,
         made={},
     )
     _check_statistics(conversion)
@@ -313,3 +265,12 @@ def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
         "intervals_h": list(conversion.intervals_h),
         "statistics from": options.statistics_from and Store(options.statistics_from).fingerprint_id,
     }
+
+
+def size_text(count: float) -> str:
+    """Write a number of bytes with three digits and a unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

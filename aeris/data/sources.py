@@ -105,24 +105,39 @@ def _open(path: str) -> Any:
     """Open a file lazily with the engine that fits it."""
     if "://" in path:
         options = {"token": "anon"} if path.startswith("gs://") else None
-        return xr.open_zarr(path, chunks=None, storage_options=options, decode_timedelta=True)
+        return xr.open_zarr(path, chunks=None, storage_options=options, decode_timedelta=False)
     where = Path(path)
     if not where.exists():
         raise ValueError(f"{path} does not exist")
-    if where.is_dir():
-        if not any((where / name).exists() for name in (".zgroup", ".zmetadata", "zarr.json")):
-            raise ValueError(f"{path} is a directory but not a Zarr store: give NetCDF files one by one")
-        return xr.open_zarr(path, chunks=None, decode_timedelta=True)
-    with where.open("rb") as file:
+    try:
+        if where.is_dir():
+            return xr.open_zarr(where, chunks=None, consolidated=_consolidated(where), decode_timedelta=False)
+        return xr.open_dataset(where, engine=_engine(where), decode_timedelta=False)
+    except OSError as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}") from None
+    except ValueError as error:  # times in a calendar that is not ours, an engine that is not installed
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _engine(path: Path) -> Any:
+    """Return xarray's engine for a file, from its first bytes."""
+    with path.open("rb") as file:
         start = file.read(4)
     engine = {b"\x89HDF": "h5netcdf", b"CDF\x01": "scipy", b"CDF\x02": "scipy"}.get(start)
     if engine is None:
         hint = ": turn it into NetCDF first, with cfgrib" if start == b"GRIB" else ""
-        raise ValueError(f"{path} is neither NetCDF nor Zarr{hint}")
-    try:
-        return xr.open_dataset(where, engine=engine, decode_timedelta=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from None
+        raise ValueError(f"it is neither NetCDF nor Zarr{hint}")
+    return engine
+
+
+def _consolidated(path: Path) -> bool:
+    """Say whether a Zarr directory keeps its metadata in one place; xarray warns if it has to find out."""
+    new = path / "zarr.json"
+    if new.exists():
+        return '"consolidated_metadata"' in new.read_text()
+    if not (path / ".zgroup").exists():
+        raise ValueError("it is a directory but not a Zarr store; NetCDF files are given one by one")
+    return (path / ".zmetadata").exists()
 
 
 def _find_variables(raw: Any, dims: dict[str, str]) -> tuple[dict[str, Variable], list[tuple[str, str, str]]]:

@@ -4,18 +4,24 @@ One streaming pass in float64, a row of windows at a time, merged by Chan's para
 memory stays that of a few bands, however many years there are. Points that a mask hides are left out. Every
 grid point counts the same, as in the published statistics.
 
-Shapes: C channels, Y rows, X cols, P points of one row of windows.
+Shapes: S series, C channels, Y rows, X cols, P points of one row of windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aeris.data.yearfile import StoreError, Years
+from aeris.data.yearwriter import publish
 
 Values = NDArray[np.float64]
 HOUR_S = 3600
@@ -34,34 +40,71 @@ class Statistics:
 
 
 class Moments:
-    """Count, mean and sum of squared deviations per channel, updated block by block."""
+    """Count, mean and sum of squared deviations of S series of C channels each, updated block by block."""
 
-    def __init__(self, channels: int) -> None:
-        self.count_C = np.zeros(channels)
-        self.mean_C = np.zeros(channels)
-        self._square_C = np.zeros(channels)
+    def __init__(self, series: int, channels: int) -> None:
+        self.count_SC = np.zeros((series, channels))
+        self.mean_SC = np.zeros((series, channels))
+        self.square_SC = np.zeros((series, channels))
 
-    def update(self, x_CP: Values, valid_CP: NDArray[np.bool_] | None = None) -> None:
-        """Add a block of values [C, P], those only where `valid_CP`."""
-        if valid_CP is None:
-            count_C = np.full(len(x_CP), float(x_CP.shape[1]))
-            mean_C = x_CP.mean(axis=1)
-            away_CP = x_CP - mean_C[:, None]
-        else:
-            count_C = valid_CP.sum(axis=1, dtype=np.float64)
-            mean_C = np.where(valid_CP, x_CP, 0.0).sum(axis=1) / np.maximum(count_C, 1.0)
-            away_CP = np.where(valid_CP, x_CP - mean_C[:, None], 0.0)
-        square_C = np.einsum("cp,cp->c", away_CP, away_CP)
-        total_C = np.maximum(self.count_C + count_C, 1.0)
-        step_C = mean_C - self.mean_C
-        self.mean_C = self.mean_C + step_C * (count_C / total_C)
-        self._square_C = self._square_C + square_C + step_C**2 * (self.count_C * count_C / total_C)
-        self.count_C = self.count_C + count_C
+    def add(self, series: int, channel: int, x_P: Values) -> None:
+        """Count the values of a block; `x_P` is used up."""
+        if x_P.size:
+            mean = x_P.mean()
+            x_P -= mean
+            self._merge((series, channel), x_P.size, mean, x_P @ x_P)
+
+    def merge(self, other: Moments) -> None:
+        """Count what another has counted."""
+        self._merge(..., other.count_SC, other.mean_SC, other.square_SC)
+
+    def _merge(self, at: Any, count: Any, mean: Any, square: Any) -> None:
+        """Join two parts: Chan, Golub and LeVeque 1983, The American Statistician 37, 242."""
+        before, step = self.count_SC[at], mean - self.mean_SC[at]
+        share = count / np.maximum(before + count, 1.0)
+        self.square_SC[at] += square + step**2 * before * share
+        self.mean_SC[at] += step * share
+        self.count_SC[at] += count
 
     @property
-    def std_C(self) -> Values:
+    def std_SC(self) -> Values:
         """Standard deviation over all values so far (no Bessel correction)."""
-        return np.asarray(np.sqrt(self._square_C / np.maximum(self.count_C, 1.0)))
+        return np.asarray(np.sqrt(self.square_SC / np.maximum(self.count_SC, 1.0)))
+
+
+@dataclass(frozen=True)
+class Band:
+    """The work on one row of windows, for a process of its own; intervals in hours, times in s."""
+
+    years: Years
+    top: int
+    time_s: NDArray[np.int64]
+    inside: NDArray[np.int64]
+    intervals_h: tuple[int, ...]
+    valid_P: dict[int, NDArray[np.bool_]]
+    """Channel with a mask -> which points of the band count."""
+
+    def moments(self, advance: Callable[[], None] = lambda: None) -> Moments:
+        """Stream over the times; series 0 is the state, the others are the changes over each interval."""
+        _, channels, _, cols = self.years.shape
+        moments = Moments(1 + len(self.intervals_h), channels)
+        recent: dict[int, NDArray[np.float32]] = {}
+        longest_s = max(self.intervals_h) * HOUR_S
+        for index in self.inside:
+            now_s = int(self.time_s[index])
+            x_CYX = self.years.read(int(index), (self.top, 0), (self.years.window, cols))
+            before = [recent.get(now_s - hours * HOUR_S) for hours in self.intervals_h]
+            for channel in range(channels):
+                valid_P = self.valid_P.get(channel, slice(None))
+                x_P = x_CYX[channel].ravel()[valid_P].astype(np.float64)
+                for series, then_CYX in enumerate(before, 1):
+                    if then_CYX is not None:
+                        moments.add(series, channel, x_P - then_CYX[channel].ravel()[valid_P])
+                moments.add(0, channel, x_P)
+            recent = {then_s: x for then_s, x in recent.items() if then_s > now_s - longest_s}
+            recent[now_s] = x_CYX
+            advance()
+        return moments
 
 
 def compute(
@@ -70,48 +113,79 @@ def compute(
     names: Sequence[str],
     train_s: tuple[int, int],
     intervals_h: Sequence[int],
-    mask_CYX: NDArray[np.bool_] | None = None,
+    masks: Mapping[str, NDArray[np.bool_]] | None = None,
     advance: Callable[[], None] = lambda: None,
+    processes: int = 1,
+    keep: Path | None = None,
 ) -> Statistics:
     """Stream over the fields of the train period (seconds, both ends included) and return their statistics.
 
     Args:
-        mask_CYX: True where a point is valid; None where all are.
-        advance: called once per band and time, for a progress bar (`bands(years)` per time).
+        masks: channel with missing points -> [Y, X], True where a point is valid.
+        advance: called once per band and time, for a progress bar.
+        processes: how many bands are worked on at once; the result does not depend on it.
+        keep: directory where finished bands are kept, for a run that is killed to go on.
 
     Raises:
-        StoreError: a channel, or its change over an interval, does not vary; an interval has no pair of
-        times.
+        StoreError: a channel or its change over an interval does not vary; an interval has no pair of times.
     """
     inside = np.flatnonzero((time_s >= train_s[0]) & (time_s <= train_s[1]))
-    state = Moments(len(names))
-    residual = {interval: Moments(len(names)) for interval in intervals_h}
-    longest_s = max(intervals_h, default=0) * HOUR_S
-    _, _, rows, cols = years.shape
-    for top in range(0, rows, years.window):
-        valid_CP = None if mask_CYX is None else mask_CYX[:, top : top + years.window].reshape(len(names), -1)
-        recent: dict[int, Values] = {}
-        for index in inside:
-            now_s = int(time_s[index])
-            x_CYX = years.read(int(index), (top, 0), (years.window, cols))
-            x_CP = x_CYX.reshape(len(names), -1).astype(np.float64)
-            state.update(x_CP, valid_CP)
-            for interval, moments in residual.items():
-                before_CP = recent.get(now_s - interval * HOUR_S)
-                if before_CP is not None:
-                    moments.update(x_CP - before_CP, valid_CP)
-            recent = {then_s: x for then_s, x in recent.items() if then_s > now_s - longest_s}
-            recent[now_s] = x_CP
-            advance()
+    total = Moments(1 + len(intervals_h), len(names))
+    bands = []
+    for top in range(0, years.shape[2], years.window):
+        rows = slice(top, top + years.window)
+        valid_P = {names.index(name): valid_YX[rows].ravel() for name, valid_YX in (masks or {}).items()}
+        bands.append(Band(years, top, time_s, inside, tuple(intervals_h), valid_P))
+    for moments in _work(bands, advance, processes, keep):
+        total.merge(moments)
     statistics = Statistics(
-        state.mean_C,
-        state.std_C,
-        {interval: moments.mean_C for interval, moments in residual.items()},
-        {interval: moments.std_C for interval, moments in residual.items()},
+        total.mean_SC[0],
+        total.std_SC[0],
+        dict(zip(intervals_h, total.mean_SC[1:])),
+        dict(zip(intervals_h, total.std_SC[1:])),
         (np.datetime64(int(time_s[inside[0]]), "s"), np.datetime64(int(time_s[inside[-1]]), "s")),
     )
-    check(statistics, names, {interval: moments.count_C for interval, moments in residual.items()})
+    check(statistics, names, dict(zip(intervals_h, total.count_SC[1:])))
     return statistics
+
+
+def _work(
+    bands: list[Band], advance: Callable[[], None], processes: int, keep: Path | None
+) -> Iterator[Moments]:
+    """Do the bands in order, or several at once, and skip those that are kept from before."""
+    done = {band.top: keep / f"band{band.top}.npz" for band in bands} if keep else {}
+    left = [band for band in bands if not (keep and done[band.top].exists())]
+    bands[0].years.close()  # no open file goes to another process
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(processes, context) if processes > 1 else nullcontext() as pool:
+        futures = {band.top: pool.submit(band.moments) for band in left} if pool else {}
+        for band in bands:
+            if band not in left:
+                moments = _load(done[band.top])
+            elif pool:
+                moments = futures[band.top].result()
+            else:
+                moments = band.moments(advance)
+            if band not in left or pool:
+                for _ in band.inside:
+                    advance()
+            if keep and band in left:
+                _save(done[band.top], moments)
+            yield moments
+
+
+def _save(path: Path, moments: Moments) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        np.savez(file, count=moments.count_SC, mean=moments.mean_SC, square=moments.square_SC)
+    publish(temporary, path)
+
+
+def _load(path: Path) -> Moments:
+    with np.load(path) as kept:
+        moments = Moments(*kept["count"].shape)
+        moments.count_SC, moments.mean_SC, moments.square_SC = kept["count"], kept["mean"], kept["square"]
+    return moments
 
 
 def check(statistics: Statistics, names: Sequence[str], pairs: dict[int, Values]) -> None:

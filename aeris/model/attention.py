@@ -32,7 +32,7 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention inside each window."""
 
     def __init__(self, width: int, heads: int, layout: Layout, shifted: bool) -> None:
-        """Make the matrices qkv [3D, D] (rows q, k, v; inside each head by head) and out [D, D], without biases."""
+        """Make qkv [3D, D] (rows q, k, v; inside each head by head) and out [D, D], without biases."""
         super().__init__()
         self.qkv = Linear(width, 3 * width, bias=False)
         self.out = Linear(width, width, bias=False)
@@ -41,7 +41,7 @@ class WindowAttention(nn.Module):
         self.shifted = shifted
 
     def forward(self, x_BNTD: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Attend; `rope` holds the cos and sin tables [T, K/2] in the type of the tokens, or None for no rotation."""
+        """Attend; `rope` is the cos and sin tables [T, K/2] in the tokens' type, or None for no rotation."""
         q, k, v = split_heads(self.qkv(x_BNTD), self.heads, rope)
         o_BNHTK = self.layout.attend(q, k, v, self.shifted)
         return self.out(o_BNHTK.transpose(2, 3).flatten(3))

@@ -1,7 +1,8 @@
-"""Chains of element-wise operations with hand-written gradients, so that a block passes over its tokens as few times as it can.
+"""Chains of element-wise operations with hand-written gradients.
 
-Each computes what its one-line naive equivalent does (`tests/model/test_fused.py` holds them against it); plain tensor
-code through autograd would save more tensors and walk over them twice as often. No kernels: any device, any type.
+With them a block passes over its tokens as few times as it can. Each computes what its one-line naive
+equivalent does (`tests/model/test_fused.py` holds them against it); plain tensor code through autograd would
+save more tensors and walk over them twice as often. No kernels: any device, any type.
 
 Shapes: B batch, N windows, T tokens per window, D width, H heads, K head dim.
 """
@@ -20,7 +21,8 @@ def modulated_norm(
 ) -> Tensor:
     """Normalise, scale and shift: (x / sqrt(mean_D x^2 + eps)) * scale + shift, returned in type `out`.
 
-    The mean is taken and the sums of the gradient are made in the type of `x_BNTD` (bf16 accumulates in fp32).
+    The mean is taken and the sums of the gradient are made in the type of `x_BNTD` (bf16 accumulates in
+    fp32).
     """
     return _ModulatedNorm.apply(x_BNTD, scale_BD, shift_BD, eps, out)
 
@@ -87,7 +89,8 @@ def split_heads(
     Args:
         qkv_BNTE: features in the order (q, k, v), head, feature.
         heads: H.
-        rope: cos and sin [T, K/2] of `aeris.model.rope.rope_tables` in the type of `qkv_BNTE`, or None for no rotation.
+        rope: cos and sin [T, K/2] of `aeris.model.rope.rope_tables` in the type of `qkv_BNTE`, or None for no
+            rotation.
     """
     if rope is None:
         q, k, v = qkv_BNTE.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).contiguous()

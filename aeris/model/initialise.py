@@ -1,4 +1,4 @@
-"""Initial weights, in one function. Keyed by seed and parameter name, so any cut of the model starts equal."""
+"""Initial weights, keyed by seed and parameter name, so that any cut of the model starts equal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def initialise(model: Swin, seed: int) -> None:
     | norm weights                               | 1                    | 1                            |
     | biases                                     | 0                    | 0                            |
 
-    "zero" starts every block as the identity by its gates alone. The published 24-hour configuration also zeroes the
-    branches, but then neither gate nor branch gets a gradient: with zero biases such a block never learns.
+    "zero" starts every block as the identity by its gates alone. The published 24-hour configuration also
+    zeroes the branches, but then neither gate nor branch gets a gradient: with zero biases such a block never
+    learns.
+
     Sources: the published training configurations; "Spike No More", Takase et al. 2023, arXiv 2312.16903.
     """
     small = math.sqrt(2.0 / (5.0 * model.config.width))
@@ -56,7 +58,7 @@ def initialise(model: Swin, seed: int) -> None:
 
 @torch.no_grad()
 def _truncated_normal(parameter: nn.Parameter, std: float, seed: int, name: str) -> None:
-    """Fill with a normal of `std` cut at 2 std, from a generator seeded by (seed, name); drawn on CPU in fp32."""
+    """Fill with a normal of `std` cut at 2 std, drawn on CPU in fp32 from a generator of (seed, name)."""
     if std == 0.0:
         parameter.zero_()
         return

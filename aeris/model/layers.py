@@ -1,4 +1,4 @@
-"""The small parts of the network: linear maps, RMSNorm with modulation, SwiGLU, time embedding, absolute encoding.
+"""The small parts of the network: linear maps, modulated RMSNorm, SwiGLU, time and place encodings.
 
 Parameters are fp32; products run in the type of the tokens, so a weight is cast where it is used.
 
@@ -26,7 +26,10 @@ class Linear(nn.Linear):
 
 
 class ModulatedNorm(nn.Module):
-    """RMSNorm and modulation in either order: modulate(RMSNorm(x)) or RMSNorm(modulate(x)), modulate = x (1 + scale) + shift."""
+    """RMSNorm and modulation in either order: modulate(RMSNorm(x)) or RMSNorm(modulate(x)).
+
+    modulate(x) = x (1 + scale) + shift.
+    """
 
     def __init__(self, width: int, eps: float, order: str) -> None:
         """Make the norm's weight [D]; `order` is "norm-modulate" or "modulate-norm"."""
@@ -50,7 +53,7 @@ class SwiGLU(nn.Module):
     """W2 (silu(gate) * up), where (gate, up) = W1 x: [..., D] -> [..., D] through `hidden` features."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Make the fused gate-and-up matrix [2 hidden, D] and the down matrix [D, hidden], without biases."""
+        """Make the gate-and-up matrix [2 hidden, D] and the down matrix [D, hidden], without biases."""
         super().__init__()
         self.gate_up = Linear(width, 2 * hidden, bias=False)
         self.down = Linear(hidden, width, bias=False)
@@ -61,7 +64,7 @@ class SwiGLU(nn.Module):
 
 
 class Modulation(nn.Module):
-    """From the time embedding to `vectors` vectors of width D per sample, through one or two linear layers."""
+    """From the time embedding to `vectors` vectors [D] per sample, through one or two linear layers."""
 
     def __init__(self, width: int, vectors: int, layers: int) -> None:
         """With 2 `layers`: Linear(D, D), SiLU, Linear(D, vectors D); with 1: SiLU, Linear(D, vectors D)."""
@@ -71,7 +74,7 @@ class Modulation(nn.Module):
         self.vectors = vectors
 
     def forward(self, time_BD: Tensor) -> tuple[Tensor, ...]:
-        """Return the vectors [B, D], in the order shift, scale(, gate) for attention, then the same for the MLP."""
+        """Return vectors [B, D] in the order shift, scale(, gate) for attention, then for the MLP."""
         time_BD = time_BD.to(self.out.weight.dtype)
         if self.hidden is not None:
             time_BD = self.hidden(time_BD)
@@ -79,7 +82,7 @@ class Modulation(nn.Module):
 
 
 def time_embedding(t_B: Tensor, width: int) -> Tensor:
-    """Embed noise times (radians): [sin(t f_k) | cos(t f_k)], f_k = 10000^(-k / (D/2)), k < D/2: [B] -> [B, D]."""
+    """Embed noise times [B] (radians): [sin(t f_k) | cos(t f_k)], f_k = 10000^(-2k / D), k < D/2: [B, D]."""
     half = width // 2
     frequency = torch.exp(
         torch.arange(half, dtype=t_B.dtype, device=t_B.device) * (-math.log(10_000.0) / half)

@@ -1,8 +1,8 @@
 """Axial 2-D rotary position embedding inside a window.
 
-Half of a head's pairs turn with the column, half with the row: angle = position * base^(-2k / (K/2)) for pair k of its
-axis (Heo et al. 2024, arXiv 2403.13298). A pair is (i, i + K/2); the AERIS snapshot pairs neighbours (2i, 2i + 1), which is the
-same map up to the order of a head's features, and it never applied it.
+Half of a head's pairs turn with the column, half with the row: angle = position * base^(-2k / (K/2)) for pair
+k of its axis (Heo et al. 2024, arXiv 2403.13298). A pair is (i, i + K/2); the AERIS snapshot pairs neighbours
+(2i, 2i + 1), which is the same map up to the order of a head's features, and it never applied it.
 
 The rotation itself is in `fused.split_heads`. Shapes: T tokens per window, K head dim.
 """

@@ -1,9 +1,9 @@
 """The network: embedding, layers of window blocks, head. Written once, as serial code over a layout.
 
-    x_BNTC -> + absolute encoding -> Linear -> [edge, layer] x layers -> edge -> RMSNorm, modulate, Linear -> y_BNTC
+    x_BNTC -> + encoding -> Linear -> [edge, layer] x layers -> edge -> RMSNorm, modulate, Linear -> y_BNTC
 
-A layer is several blocks on one tiling; odd layers (counting from 0) work on windows shifted by half a window, and the
-edge between two layers is where tokens change tiling. Source: AERIS, arXiv 2509.13523.
+A layer is several blocks on one tiling; odd layers (counting from 0) work on windows shifted by half a
+window, and the edge between two layers is where tokens change tiling. Source: AERIS, arXiv 2509.13523.
 
 Shapes: B batch, N windows, T tokens per window, C channels, D width.
 """
@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from aeris.config import ModelConfig
 from aeris.model.attention import Layout, WindowAttention
-from aeris.model.layers import Linear, Modulation, ModulatedNorm, SwiGLU, absolute_encoding, time_embedding
+from aeris.model.layers import Linear, ModulatedNorm, Modulation, SwiGLU, absolute_encoding, time_embedding
 from aeris.model.rope import rope_tables
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 class Block(nn.Module):
-    """x += gate Attention(norm x); x += gate SwiGLU(norm x), with norms and gates modulated by the noise time."""
+    """x += gate Attention(norm x); x += gate SwiGLU(norm x); norms and gates follow the noise time."""
 
     def __init__(self, config: ModelConfig, layout: Layout, shifted: bool) -> None:
         """Build from the configuration; `shifted` says on which tiling the block works."""
@@ -47,6 +47,21 @@ class Block(nn.Module):
 def gated_add(x_BNTD: Tensor, gate_BD: Tensor, branch_BNTD: Tensor) -> Tensor:
     """Add a residual branch: x + gate * branch."""
     return torch.addcmul(x_BNTD, gate_BD.to(x_BNTD.dtype)[:, None, None], branch_BNTD.to(x_BNTD.dtype))
+
+
+class Layer(nn.ModuleList):
+    """The blocks of one layer, all on the same tiling."""
+
+    def forward(
+        self, x: Tensor, time_BD: Tensor, rope: tuple[Tensor, Tensor] | None, recompute: bool
+    ) -> Tensor:
+        """Apply the blocks in turn, [B, N, T, D]; `recompute` runs each again in the backward pass."""
+        for block in self:
+            if recompute:
+                x = checkpoint(block, x, time_BD, rope, use_reentrant=False)
+            else:
+                x = block(x, time_BD, rope)
+        return x
 
 
 class Embedding(nn.Module):
@@ -110,30 +125,26 @@ class Swin(nn.Module):
         self.layout = layout
         self.embed = Embedding(config, in_channels, layout)
         self.layers = nn.ModuleList(
-            nn.ModuleList(Block(config, layout, bool(index % 2)) for _ in range(config.blocks))
+            Layer(Block(config, layout, bool(index % 2)) for _ in range(config.blocks))
             for index in range(config.layers)
         )
         self.head = Head(config, out_channels)
         self._rope: tuple[Tensor, Tensor] | None = None
         if config.compile:
-            for layer in self.layers:
-                for block in layer:
-                    block.compile()
+            for module in self.modules():
+                if isinstance(module, Block):
+                    module.compile()
 
     def forward(self, x_BNTC: Tensor, t_B: Tensor) -> Tensor:
-        """Predict: x [B, N, T, C_in] and noise times t [B] in radians -> y [B, N, T, C_out], fp32 (fp64 with fp64)."""
+        """Predict y [B, N, T, C_out] from x [B, N, T, C_in] and noise times t [B] (rad): fp32 (or fp64)."""
         config = self.config
         outer = torch.float64 if config.precision == "fp64" else torch.float32
         time_BD = time_embedding(t_B.to(outer), config.width)
         x = self.embed(x_BNTC.to(outer)).to(DTYPES[config.residual])
         rope = self._rope_tables(x.device)
+        recompute = config.checkpointing == "block" and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            x = self.layout.shift(x, edge(index))
-            for block in layer:
-                if config.checkpointing == "block" and torch.is_grad_enabled():
-                    x = checkpoint(block, x, time_BD, rope, use_reentrant=False)
-                else:
-                    x = block(x, time_BD, rope)
+            x = layer(self.layout.shift(x, edge(index)), time_BD, rope, recompute)
         x = self.layout.shift(x, -(config.layers % 2 == 0))
         return self.head(x.to(outer), time_BD)
 
@@ -150,5 +161,5 @@ class Swin(nn.Module):
 
 
 def edge(layer: int) -> int:
-    """Return the shift on the edge into `layer`: +1 into odd layers, -1 into even ones after the first, 0 into it."""
+    """Return the shift on the edge into `layer`: +1 into odd layers, -1 into even ones, 0 into the first."""
     return 0 if layer == 0 else (1 if layer % 2 else -1)

@@ -21,35 +21,43 @@ Fields = NDArray[np.float32]
 _SAME_DEG = 1e-3
 
 
-class Ensemble(Protocol):
+class Grid(Protocol):
+    """What is needed of anything on a grid."""
+
+    @property
+    def names(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def latitude_deg(self) -> Array: ...  # noqa: D102
+    @property
+    def longitude_deg(self) -> Array: ...  # noqa: D102
+
+
+class Ensemble(Grid, Protocol):
     """What is needed of a forecast (aeris.data.forecasts)."""
 
-    inits: NDArray[np.datetime64]
-    lead_h: Any
-    members: int
-    names: Sequence[str]
-    latitude_deg: Array
-    longitude_deg: Array
-    attrs: Mapping[str, Any]
-
+    @property
+    def inits(self) -> NDArray[np.datetime64]: ...  # noqa: D102
+    @property
+    def lead_h(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def members(self) -> int: ...  # noqa: D102
+    @property
+    def attrs(self) -> Mapping[str, Any]: ...  # noqa: D102
     def read(self, init_index: int, lead_index: int) -> Fields: ...  # noqa: D102
 
 
-class Truth(Protocol):
+class Truth(Grid, Protocol):
     """What is needed of a store (aeris.data.store)."""
 
-    channels: tuple[Channel, ...]
-    names: tuple[str, ...]
-    latitude_deg: Array
-    longitude_deg: Array
-    times: NDArray[np.datetime64]
-    static: dict[str, Fields]
-
+    @property
+    def channels(self) -> Sequence[Channel]: ...  # noqa: D102
+    @property
+    def times(self) -> NDArray[np.datetime64]: ...  # noqa: D102
+    @property
+    def static(self) -> Mapping[str, Fields]: ...  # noqa: D102
     @property
     def mask_CYX(self) -> NDArray[np.bool_]: ...  # noqa: D102
-
     def index_of(self, time: np.datetime64) -> int: ...  # noqa: D102
-
     def read(self, index: int) -> Fields: ...  # noqa: D102
 
 
@@ -115,7 +123,7 @@ def match(forecast: Ensemble, truth: Truth, wanted: Sequence[str] = ()) -> Match
         missing = [name for name in names if name not in known]
         if missing:
             raise ValueError(f"the {owner} has no channel {missing[0]}; it has {' '.join(known)}")
-    truth_channels = tuple(truth.names.index(name) for name in names)
+    truth_channels = tuple(list(truth.names).index(name) for name in names)
     channels = tuple(truth.channels[number] for number in truth_channels)
     _same_units(channels, forecast.attrs.get("units"))
     _same_grid("latitudes", forecast.latitude_deg, truth.latitude_deg)

@@ -72,13 +72,13 @@ def run_conversion(*paths: Path, **options: object) -> Store:
     return Store(paths[-1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def weather() -> Weather:
     """Return `make_weather`."""
     return make_weather
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def convert() -> Convert:
     """Return `run_conversion`."""
     return run_conversion
@@ -86,8 +86,15 @@ def convert() -> Convert:
 
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a store of 12 x 24 points, 20 channels with sea surface temperature, 10 times over the new year of 2000."""
+    """Return a store of 12 x 24 points, 20 channels with sst, 10 times over the new year of 2000."""
     base = tmp_path_factory.mktemp("store")
     make_weather(sst=True).to_netcdf(base / "source.nc", engine="h5netcdf")
     run_conversion(base / "source.nc", base / "store", train_period=("1999-12-30", "2000-01-01T06"))
     return base / "store"
+
+
+@pytest.fixture
+def source(weather: Weather, tmp_path: Path) -> Path:
+    """Return the file of an atmosphere with sea surface temperature."""
+    weather(sst=True).to_netcdf(tmp_path / "source.nc", engine="h5netcdf")
+    return tmp_path / "source.nc"

@@ -52,7 +52,9 @@ def test_windows_are_pieces_of_the_field(store_path: Path, window: int, kind: st
     grid = WindowGrid(12, 24, window)
     shard = WindowShard.full(grid)
     if kind == "round robin":
-        shard = WindowShard(grid, tuple((y, x) for y in range(0, grid.windows_y, 2) for x in range(1, grid.windows_x, 2)))
+        shard = WindowShard(
+            grid, tuple((y, x) for y in range(0, grid.windows_y, 2) for x in range(1, grid.windows_x, 2))
+        )
     if kind == "odd":
         shard = WindowShard(grid, shard.windows[::-3])
     for index in (0, 5, 9):
@@ -148,7 +150,9 @@ def test_missing_value_is_named(broken: Path) -> None:
 def test_truncated_year_is_named(broken: Path) -> None:
     data = (broken / "2000.h5").read_bytes()
     (broken / "2000.h5").write_bytes(data[: len(data) // 2])
-    with pytest.raises(StoreError, match=rf"2000.h5 is truncated or damaged \({len(data) // 2} bytes .*copy it again"):
+    with pytest.raises(
+        StoreError, match=rf"2000.h5 is truncated or damaged \({len(data) // 2} bytes .*copy it again"
+    ):
         Store(broken)
 
 
@@ -174,7 +178,9 @@ def test_truncated_header_is_named(broken: Path) -> None:
         Store(broken)
 
 
-@pytest.mark.parametrize(("new", "what"), [(0, "1999-12-30T18:00:00 .index 4. does not come"), (3, "index 4")])
+@pytest.mark.parametrize(
+    ("new", "what"), [(0, "1999-12-30T18:00:00 .index 4. does not come"), (3, "index 4")]
+)
 def test_times_that_do_not_rise_are_named(broken: Path, new: int, what: str) -> None:
     with h5py.File(broken / "store.h5", "r+") as file:
         file["time"][4] = file["time"][new]
@@ -187,7 +193,9 @@ def test_other_version_and_other_directories_are_refused(broken: Path, tmp_path:
         file.attrs["version"] = 99
     with pytest.raises(StoreError, match="not a store of version 1"):
         Store(broken)
-    with pytest.raises(StoreError, match=r"nowhere does not exist: make a store with python -m aeris.data.convert"):
+    with pytest.raises(
+        StoreError, match=r"nowhere does not exist: make a store with python -m aeris.data.convert"
+    ):
         Store(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match=r"empty is not a store, it has no store.h5"):
@@ -204,7 +212,7 @@ def test_packaged_sample() -> None:
     assert sum(file.stat().st_size for file in packaged_sample().iterdir()) < 12e6
     assert not [word for word in ("/work", "/tmp", "/home") if word in json.dumps(store.made)]
     assert "jcm 3.0.0" in json.dumps(store.made)
-    # The global numbers that weather people know: a warm surface, wind from the west aloft, falling with height.
+    # What weather people know: a warm surface, and wind from the west that grows with height.
     mean = dict(zip(store.names, store.statistics.mean_C))
     assert 270 < mean["t2m"] < 290
     assert mean["u300"] > mean["u700"] > 0

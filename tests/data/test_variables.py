@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from aeris.data.variables import (
-    AERIS_LEVELS_HPA,
     ALIASES,
     LEVELLED,
     STATIC,
@@ -49,7 +48,10 @@ def test_published_order_has_69_channels_and_70_with_sea_temperature() -> None:
     assert names[:6] == ("t2m", "u10", "v10", "msl", "z50", "z100")
     assert names[-1] == "q1000"
     assert aeris_channels(sst=True) == (*names, "sst")
-    assert tuple(one.name for one in in_order(map(channel, sorted(aeris_channels(sst=True))))) == (*names, "sst")
+    assert tuple(one.name for one in in_order(map(channel, sorted(aeris_channels(sst=True))))) == (
+        *names,
+        "sst",
+    )
 
 
 def test_aliases_lead_to_known_names() -> None:
@@ -92,7 +94,11 @@ def naive_cells(latitude_deg: np.ndarray, stretch: bool) -> np.ndarray:
     phi = np.deg2rad(latitude_deg[order])
     area = np.empty(len(phi))
     for i in range(len(phi)):
-        low = (phi[i - 1] + phi[i]) / 2 if i else (-np.pi / 2 if stretch else max(-np.pi / 2, 1.5 * phi[0] - 0.5 * phi[1]))
+        low = (
+            (phi[i - 1] + phi[i]) / 2
+            if i
+            else (-np.pi / 2 if stretch else max(-np.pi / 2, 1.5 * phi[0] - 0.5 * phi[1]))
+        )
         high = (
             (phi[i] + phi[i + 1]) / 2
             if i + 1 < len(phi)
@@ -114,13 +120,15 @@ GRIDS = {
 def test_cell_and_wb2_weights(grid: str) -> None:
     latitude_deg = GRIDS[grid]
     np.testing.assert_allclose(latitude_weights(latitude_deg), naive_cells(latitude_deg, False), rtol=1e-9)
-    np.testing.assert_allclose(latitude_weights(latitude_deg, "wb2"), naive_cells(latitude_deg, True), rtol=1e-9)
+    np.testing.assert_allclose(
+        latitude_weights(latitude_deg, "wb2"), naive_cells(latitude_deg, True), rtol=1e-9
+    )
     turned = latitude_weights(latitude_deg[::-1])[::-1]
     np.testing.assert_allclose(turned, latitude_weights(latitude_deg), rtol=1e-14)
 
 
 def test_end_rows_of_the_wb2_scheme() -> None:
-    """Over the true cell: 1 with both poles, 1.125 on the 720-row crop, 397 and 62 on a box at 30 to 60 degrees north."""
+    """Over the true cell: 1 with both poles, 1.125 on the 720-row crop, 397 and 62 on a box at 30-60 N."""
 
     def ratio(grid: str) -> np.ndarray:
         latitude_deg = np.deg2rad(np.sort(GRIDS[grid]))

@@ -1,4 +1,4 @@
-"""Initial weights: the documented spreads, equal under any cut of the model, and the first output of each recipe."""
+"""Initial weights: the documented spreads, the same under any cut, and the first output of each recipe."""
 
 from __future__ import annotations
 

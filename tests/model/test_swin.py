@@ -1,4 +1,4 @@
-"""The network against a naive one that shares no code with it: plain roll on the grid, one window at a time, float64."""
+"""The network against a naive one that shares no code with it: roll on the grid, one window at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {
 
 
 def make(channels: int = 5, out: int = 3, **settings: object) -> Swin:
-    """Build a small float64 network whose every parameter is random, so that nothing is multiplied by zero."""
+    """Build a small float64 network with every parameter random, so that nothing is multiplied by zero."""
     config = ModelConfig(**{**SMALL, "residual": "fp64", **settings})  # type: ignore[arg-type]
     model = build_model(config, channels, out, make_layout(config), "cpu")
     initialise(model, 0)
@@ -40,7 +40,7 @@ def make(channels: int = 5, out: int = 3, **settings: object) -> Swin:
 def naive_forward(
     w: dict[str, torch.Tensor], c: ModelConfig, x_BCYX: torch.Tensor, t_B: torch.Tensor
 ) -> torch.Tensor:
-    """The network as the paper writes it, on images [B, C, Y, X], with loops over samples, windows and heads."""
+    """Compute the paper's network on images [B, C, Y, X] with loops over samples, windows and heads."""
     outputs = []
     for x_CYX, t in zip(x_BCYX, t_B):
         f = 10000.0 ** (-torch.arange(c.width // 2).double() / (c.width // 2))

@@ -55,13 +55,13 @@ def test_only_the_newest_stay_and_partial_ones_do_not_count(tmp_path: Path) -> N
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk while writing: one OSError with the reason, the older checkpoint untouched, no partial directory."""
+    """A full disk while writing: one OSError with the reason, the older checkpoint whole, no partial one."""
     checkpoint.save(tmp_path, 1, tensors(), {}, keep=2)
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    monkeypatch.setattr(checkpoint.dcp_save, "save", full)
     with pytest.raises(OSError, match="No space left on device .free some space.; nothing half-written"):
         checkpoint.save(tmp_path, 2, tensors(), {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["images_000000000001"]

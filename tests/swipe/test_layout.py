@@ -36,8 +36,8 @@ def test_shift_and_its_gradient_are_a_roll(sign: int) -> None:
     expected = torch.roll(x, (-2 * sign, -2 * sign), (2, 3))
     assert torch.equal(y, expected)
     assert torch.equal(x.grad, torch.roll(g, (2 * sign, 2 * sign), (2, 3)))
-    assert torch.equal(lay.shift(lay.shift(x.detach()[:, :, :4, :4].reshape(2, 6, 8, 1).repeat(1, 1, 2, 1), 1), -1),
-                       x.detach()[:, :, :4, :4].reshape(2, 6, 8, 1).repeat(1, 1, 2, 1))  # fmt: skip
+    tokens = x.detach()[:, :, :4, :4].reshape(2, 6, 8, 1).repeat(1, 1, 2, 1)
+    assert torch.equal(lay.shift(lay.shift(tokens, 1), -1), tokens)
 
 
 @pytest.mark.parametrize("rows", [4, 8])

@@ -1,4 +1,4 @@
-"""The keyed generator: published test vectors, good statistics, and independence of batch, shard and order."""
+"""The keyed generator: published test vectors, statistics, and independence of batch, shard and order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_philox_gives_the_published_numbers(counter: tuple, words: tuple, expect
 
 
 def test_noise_does_not_depend_on_the_batch_or_the_shard() -> None:
-    """Bit for bit: alone or in a batch, all windows or a few, whole windows or strips, all channels or the first ones."""
+    """Bit for bit: alone or in a batch, all windows or a few or strips of them, all channels or the first."""
     tokens = torch.arange(6 * 16).view(6, 16)
     keys = [key(7, image) for image in (3, 1000000007, 5)]
     z = normal(keys, tokens, 10)

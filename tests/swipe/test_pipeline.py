@@ -13,7 +13,7 @@ from swipe.schedule import one_f_one_b
 @pytest.mark.parametrize("stages", [1, 2, 4, 5])
 @pytest.mark.parametrize("microbatches", [1, 2, 3, 8])
 def test_1f1b_is_valid_on_every_stage(stages: int, microbatches: int) -> None:
-    """Each pass once, a backward after its forward, microbatches in order, at most stages - stage in flight."""
+    """Each pass once, backward after forward, microbatches in order, at most stages - stage in flight."""
     for stage in range(stages):
         actions = one_f_one_b(stage, stages, microbatches)
         for kind in "FB":

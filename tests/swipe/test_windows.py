@@ -1,4 +1,4 @@
-"""Geometry of windows: every token once, slabs and numbers agree, sizes that do not fit are refused with advice."""
+"""Geometry of windows: every token once, slabs and numbers agree, bad sizes are refused with advice."""
 
 from __future__ import annotations
 

@@ -49,7 +49,6 @@ _STYLE = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "legend.fontsize": 9.0,
-    "savefig.dpi": 160,
     "savefig.facecolor": "white",
 }
 
@@ -84,6 +83,7 @@ def picture(
     subtitle: str = "",
     foot: str = "",
     legend: Mapping[str, Mapping[str, Any]] | None = None,
+    dpi: int = 160,
 ) -> Iterator[Any]:
     """Give a matplotlib Figure to draw on, then write it to `path` as PNG, whole or not at all.
 
@@ -94,6 +94,7 @@ def picture(
         subtitle: line under it.
         foot: small line at the bottom.
         legend: a line of keys under the heading: how each of these labels is drawn, as arguments of Line2D.
+        dpi: pixels per inch.
     """
     matplotlib = require_matplotlib()
     from matplotlib.figure import Figure
@@ -122,7 +123,7 @@ def picture(
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         # without the version of matplotlib the same numbers give the same bytes
-        figure.savefig(part, format="png", metadata={"Software": None})
+        figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None})
         os.replace(part, path)
 
 

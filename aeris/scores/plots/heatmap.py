@@ -15,13 +15,9 @@ from aeris.scores.scorecard import Scorecard, mean_over_channels
 
 _CELL_HEIGHT_IN = 0.235
 _BAR_HEIGHT_IN = 0.13
-_MARKS = (0.25, 0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3, 4)
-
-
-def _limit(ratios: NDArray[np.float64]) -> float:
-    """Return the ratio at the end of the colour scale, 1/limit .. limit: as far as the data, at most 4."""
-    known = ratios[np.isfinite(ratios) & (ratios > 0)]
-    return float(np.clip(np.exp(np.abs(np.log(known)).max(initial=0.0)), 1.5, 4.0))
+# Colours always span 1/3 .. 3, so that pictures of two forecasts can be compared.
+_LIMIT = 3.0
+_MARKS = (0.33, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 3)
 
 
 def _row_edges(card: Scorecard) -> NDArray[np.float64]:
@@ -32,19 +28,17 @@ def _row_edges(card: Scorecard) -> NDArray[np.float64]:
     return np.stack([top, top + 1], axis=1)
 
 
-def _draw_cells(
-    axes: Any, ratios_CJ: NDArray[np.float64], edges: NDArray[np.float64], limit: float, size: float
-) -> Any:
+def _draw_cells(axes: Any, ratios_CJ: NDArray[np.float64], edges: NDArray[np.float64], size: float) -> Any:
     """Draw the rows as coloured cells with their numbers; return what a colour bar needs."""
     import matplotlib
     import matplotlib.colors
 
-    norm = matplotlib.colors.LogNorm(1 / limit, limit)
+    norm = matplotlib.colors.LogNorm(1 / _LIMIT, _LIMIT)
     colours = matplotlib.colormaps["RdBu_r"]
     cols = np.arange(ratios_CJ.shape[1] + 1)
     mesh = None
     for values, (top, bottom) in zip(ratios_CJ, edges):
-        shown = np.ma.masked_invalid(np.clip(values, 1 / limit, limit))[None]
+        shown = np.ma.masked_invalid(np.clip(values, 1 / _LIMIT, _LIMIT))[None]
         look = {"norm": norm, "cmap": colours, "edgecolors": "white", "linewidth": 1.2}
         mesh = axes.pcolormesh(cols, [top, bottom], shown, **look)
         for col, value in enumerate(values):
@@ -64,13 +58,12 @@ def plot_scorecard(card: Scorecard, path: Path) -> None:
     leads = ratios_CJ.shape[1]
     edges = _row_edges(card)
     cell_in = float(np.clip(9.0 / leads, 0.34, 0.95))
-    limit = _limit(ratios_CJ)
     cells_in = float(edges.max()) * _CELL_HEIGHT_IN
     size_in = (max(leads * cell_in + 1.3, 6.2), cells_in + 1.15)
     subtitle = f"RMSE of the {'ensemble mean' if card.members > 1 else 'forecast'} / RMSE of persistence"
     with picture(path, size_in, card.title, subtitle, card.conditions()[0]) as figure:
         axes, bar_axes = figure.subplots(2, 1, height_ratios=[cells_in, _BAR_HEIGHT_IN])
-        mesh = _draw_cells(axes, ratios_CJ, edges, limit, 8.0 if cell_in > 0.45 else 6.5)
+        mesh = _draw_cells(axes, ratios_CJ, edges, 8.0 if cell_in > 0.45 else 6.5)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -80,9 +73,8 @@ def plot_scorecard(card: Scorecard, path: Path) -> None:
             axes.tick_params(axis="x", labelrotation=90, labelsize=7.5)
         axes.set_yticks(edges.mean(axis=1), ["mean", *card.names])
         axes.get_yticklabels()[0].set_weight("bold")
-        bar = figure.colorbar(mesh, cax=bar_axes, orientation="horizontal")
-        marks = [mark for mark in _MARKS if 1 / limit <= mark <= limit]
-        bar.set_ticks(marks, labels=[f"{mark:g}" for mark in marks])
+        bar = figure.colorbar(mesh, cax=bar_axes, orientation="horizontal", extend="both")
+        bar.set_ticks(np.clip(_MARKS, 1 / _LIMIT, _LIMIT), labels=[f"{mark:g}" for mark in _MARKS])
         bar.ax.minorticks_off()
         bar.ax.grid(False)
         bar.outline.set_visible(False)

@@ -146,7 +146,7 @@ def plot_maps(case: Case, title: str, path: Path, most: int = 4) -> None:
     atlas = _Atlas(case)
     height_in = _PANEL_WIDTH_IN * atlas.height_over_width + _BAR_IN
     size_in = (_PANEL_WIDTH_IN * len(titles) + 1.0, height_in * len(places) + 0.3)
-    with picture(path, size_in, title, subtitle) as figure:
+    with picture(path, size_in, title, subtitle, dpi=120) as figure:
         figure.get_layout_engine().set(w_pad=0.08, wspace=0.0)
         grid = figure.subplots(len(places), len(titles), squeeze=False)
         for row, place in enumerate(places):

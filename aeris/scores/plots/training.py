@@ -68,7 +68,7 @@ def plot_training(log_path: Path, out: Path) -> None:
 
     log_path = Path(log_path)
     images, loss, rate = read_log(log_path)
-    smooth = smoothed(loss, max(3, len(loss) // 40))
+    smooth = smoothed(loss, max(3, len(loss) // 20))
     title = f"Training of {log_path.resolve().parent.name}"
     subtitle = f"{images[-1]:,.0f} images seen, smoothed loss {smooth[-1]:.4g}"
     legend: dict[str, dict[str, Any]] = {

@@ -1,0 +1,259 @@
+"""Make ensemble forecasts with a trained run.
+
+    python -m aeris.forecast runs/tiny --init 2000-05-31T00 --members 8 --lead-h 24 --out forecast.zarr
+
+Every lead time of a few members is written when it is computed. After a stop, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.table import Table
+from torch import nn
+
+from aeris.data.forecasts import ForecastPlan, ForecastWriter
+from aeris.data.store import Store
+from aeris.diffusion.sampler import SamplerConfig, for_training
+from aeris.ensemble import Ensemble, init_times
+from aeris.log import console, progress_bar, run_program
+from aeris.restore import check_fingerprint, load_model, open_store
+from aeris.rollout import Forecaster, lead_times
+from swipe import checkpoint
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Make ensemble forecasts with a trained run. After a stop, the same command goes on."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run of aeris.train."""
+    init: tuple[str, ...]
+    """Init times, UTC, in the store: 2000-05-31T00 (several), or START:END:STEPh, both ends included."""
+    lead_h: int
+    """Last lead time in hours; a multiple of the run's interval. Every interval up to it is written."""
+    out: Path
+    """Where to: a name ending in .zarr (WeatherBench 2 layout), or a directory for CF NetCDF files."""
+    members: int = 8
+    """Members of the ensemble, numbered from 0; a member is the same in any size of ensemble."""
+    batch: int = 4
+    """Members computed at the same time; more need more memory."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How a sample is drawn; `python -m aeris.diffusion.sampler` shows what the choices do."""
+    seed: int = 0
+    """Seed of all noise."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or xpu."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Averaged weights, or those of the last training step."""
+    checkpoint: str = ""
+    """Name of a checkpoint in RUN/checkpoints, or its images; empty takes the newest."""
+    store: str = ""
+    """Directory of a store with the init times; empty takes the run's."""
+    overwrite: bool = False
+    """Replace another forecast at --out, once the new one is whole."""
+    dry_run: bool = False
+    """Check everything, print what would be computed, and stop."""
+    json: bool = False
+    """With --dry-run: print one JSON object and nothing else."""
+
+
+def prepare(arguments: Arguments) -> Ensemble:
+    """Load the run, open its data and look at the output; compute and write nothing.
+
+    Raises:
+        ValueError: a wrong run, checkpoint, store, init time, lead time, sampler or output.
+    """
+    if arguments.members < 1 or arguments.batch < 1:
+        raise ValueError(f"--members {arguments.members} and --batch {arguments.batch} must be 1 or more")
+    device = choose_device(arguments.device)
+    path = find_checkpoint(arguments.run, arguments.checkpoint)
+    network, layout, config, meta = load_model(arguments.run, arguments.weights, path, device)
+    if arguments.store:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=arguments.store))
+    store = open_store(config)
+    check_fingerprint(meta["fingerprint"], store)
+    sampler = for_training(arguments.sampler, config.diffusion)
+    interval_h = config.data.interval_h
+    forecaster = Forecaster(
+        network, layout, store, interval_h, sampler,
+        sigma_data=config.diffusion.sigma_data, seed=arguments.seed, device=device,
+    )  # fmt: skip
+    plan = ForecastPlan(
+        inits=init_times(arguments.init, store),
+        lead_h=lead_times(arguments.lead_h, interval_h),
+        members=arguments.members,
+        names=store.names,
+        latitude_deg=tuple(store.latitude_deg.tolist()),
+        longitude_deg=tuple(store.longitude_deg.tolist()),
+        made={
+            "weights_sha256": digest(network),
+            "data": store.fingerprint_id,
+            "interval_h": interval_h,
+            "seed": arguments.seed,
+            **{f"sampler_{name}": plain(value) for name, value in dataclasses.asdict(sampler).items()},
+        },
+        about=about(arguments, store, meta),
+    )
+    writer = ForecastWriter(arguments.out, plan, arguments.overwrite)
+    return Ensemble(forecaster, writer, arguments.batch)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device asked for; `auto` takes cuda, then xpu, then cpu.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    present = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()] + ["cpu"]
+    if name == "auto":
+        return torch.device(present[0])
+    if name.split(":")[0] not in present:
+        raise ValueError(f"--device {name} is not available here: choose one of auto, {', '.join(present)}")
+    return torch.device(name)
+
+
+def find_checkpoint(run: Path, name: str) -> Path | None:
+    """Return the checkpoint called `name`, or of so many images; None, the newest, if empty.
+
+    Raises:
+        ValueError: there is no such complete checkpoint; names those there are.
+    """
+    if not name:
+        return None
+    found = checkpoint.complete(run / "checkpoints")
+    for path in found:
+        if name == path.name or (name.isdigit() and path.name.endswith(f"_{int(name):012d}")):
+            return path
+    there = ", ".join(path.name for path in found) or "none"
+    raise ValueError(f"{run} has no complete checkpoint {name}; there are: {there}")
+
+
+def digest(network: nn.Module) -> str:
+    """Return 16 hexadecimal digits that depend on every weight."""
+    total = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        total.update(name.encode())
+        total.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as it may stand in a file: infinity is no JSON number."""
+    return str(value) if value == float("inf") else value
+
+
+def about(arguments: Arguments, store: Store, meta: dict[str, Any]) -> dict[str, Any]:
+    """Say where the forecast comes from, for those who open the file."""
+    sources = store.made.get("about") or [{}]
+    data = sources[0].get("title") or store.path.name
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        "title": f"AERIS ensemble forecast on {data}",
+        "source": f"AERIS diffusion model, torch {torch.__version__}",
+        "history": f"{now} python -m aeris.forecast {shlex.join(sys.argv[1:])}",
+        "run": str(arguments.run),
+        "weights": arguments.weights,
+        "images_seen": meta["images_seen"],
+        "store": str(store.path),
+    }
+
+
+def forecast(ensemble: Ensemble) -> None:
+    """Compute everything that is missing, with a progress line in evaluations of the network."""
+    per_step = ensemble.evaluations_per_step
+    left = per_step * ensemble.steps_left
+    total = max(left, per_step * ensemble.steps)
+    started, made = time.perf_counter(), 0
+    with progress_bar("rate") as bar:
+        task = bar.add_task("evaluations", total=total, completed=total - left, rate="")
+
+        def advance(evaluations: int) -> None:
+            nonlocal made
+            made += evaluations
+            per_s = made / (time.perf_counter() - started)
+            bar.update(task, advance=evaluations, rate=f"{per_s:.1f}/s, {per_s / per_step:.2f} steps/s")
+
+        ensemble.run(advance)
+
+
+def summary(arguments: Arguments, ensemble: Ensemble) -> dict[str, Any]:
+    """Return what would be computed, as plain data."""
+    plan, forecaster = ensemble.plan, ensemble.forecaster
+    per_step = ensemble.evaluations_per_step
+    return {
+        "run": str(arguments.run),
+        "images_seen": plan.about["images_seen"],
+        "weights": arguments.weights,
+        "store": str(forecaster.store.path),
+        "device": str(forecaster.device),
+        "init_times": list(plan.inits),
+        "members": plan.members,
+        "batch": ensemble.batch,
+        "lead_h": list(plan.lead_h),
+        "channels": len(plan.names),
+        "seed": arguments.seed,
+        "sampler": {name: plain(value) for name, value in dataclasses.asdict(forecaster.sampler).items()},
+        "evaluations_per_step": per_step,
+        "evaluations": per_step * ensemble.steps,
+        "evaluations_left": per_step * ensemble.steps_left,
+        "output_bytes": plan.member_bytes * ensemble.steps,
+        "out": str(arguments.out),
+    }
+
+
+def print_summary(values: dict[str, Any]) -> None:
+    """Print what would be computed."""
+    table = Table(show_header=False, box=None)
+    for name, value in values.items():
+        if name == "sampler":
+            levels = f"{value['levels']} levels from {value['sigma_max']:g} to {value['sigma_min']:g}"
+            text = f"{value['solver']}, {levels}, {value['spacing']}"
+        elif isinstance(value, list) and len(value) > 4:
+            text = f"{len(value)}: {value[0]}, {value[1]} .. {value[-1]}"
+        elif isinstance(value, list):
+            text = ", ".join(map(str, value))
+        else:
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    console.print(table)
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Read the command line."""
+    return tyro.cli(Arguments, args=argv, prog="python -m aeris.forecast", description=Arguments.__doc__)
+
+
+def main() -> None:
+    """Run the program."""
+    arguments = parse(sys.argv[1:])
+    ensemble = prepare(arguments)
+    if arguments.dry_run:
+        values = summary(arguments, ensemble)
+        print(json.dumps(values)) if arguments.json else print_summary(values)
+        return
+    plan, writer = ensemble.plan, ensemble.writer
+    size = f"{len(plan.inits)} init times x {plan.members} members x {len(plan.lead_h)} lead times"
+    if writer.complete:
+        console.print(f"{arguments.out} is there already ({size}); --overwrite makes it again")
+        return
+    done = f"; going on, {writer.steps_done} of {ensemble.steps} are done" if writer.steps_done else ""
+    console.print(f"{arguments.out}: {size}{done}")
+    started = time.perf_counter()
+    forecast(ensemble)
+    console.print(f"finished in {time.perf_counter() - started:.0f} s; score it with")
+    console.print(f"  python -m aeris.evaluate {arguments.out} --truth {ensemble.forecaster.store.path}")
+
+
+if __name__ == "__main__":
+    run_program(main)

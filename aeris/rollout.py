@@ -1,0 +1,169 @@
+"""Run a trained network forward in time: sample a residual, add it to the state, repeat.
+
+    for lead_h, x_MCYX in rollout(forecaster, np.datetime64("2000-05-31T00"), range(8), lead_h=24): ...
+
+States stay in physical units and float32 from step to step, as they are written, so a forecast that goes on
+from disk is the one that was never stopped. Noise is keyed by (seed, init time, member, step, draw).
+
+Shapes: B = M members, N windows, T tokens per window, C channels, F forcings, Y rows, X columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aeris.data.forcing import Forcing
+from aeris.data.normalize import Normalizer
+from aeris.data.store import Store
+from aeris.diffusion.sampler import SamplerConfig, sample
+from swipe import noise
+from swipe.layout import WindowLayout
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""F(x [B, N, T, C_in], t [B]) -> [B, N, T, C]; x is the noisy residual, the state, the forcings."""
+
+
+class Forecaster:
+    """A network with everything one step needs.
+
+    Args:
+        network: F, in evaluation mode.
+        layout: how tokens lie; all windows on this process.
+        store: where statistics, static fields and masks come from.
+        interval_h: hours of a step; the store needs its residual statistics.
+        sampler: solver and noise levels, the range filled in (`for_training`).
+        sigma_data: standard deviation sigma_d of the residual in training.
+        seed: first part of every noise key.
+        device: where to compute.
+
+    Raises:
+        ValueError: no statistics for the interval, or no static fields.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layout: WindowLayout,
+        store: Store,
+        interval_h: int,
+        sampler: SamplerConfig,
+        *,
+        sigma_data: float = 1.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network, self.layout, self.store, self.interval_h = network, layout, store, interval_h
+        self.sampler, self.sigma_data, self.seed = sampler, sigma_data, seed
+        self.device = torch.device(device)
+        self._normalizer = Normalizer(store.statistics, interval_h)
+        self._forcing = Forcing(store, interval_h)
+        self._tokens_NT = layout.tokens_NT.to(self.device)
+        self._fill_C = torch.from_numpy(store.fill_C).to(self.device)
+        self._valid_NTC: Tensor | None = None
+        if store.masks:
+            self._valid_NTC = torch.from_numpy(store.valid_windows(layout.shard)).to(self.device)
+
+    def state(self, init: np.datetime64, members: int) -> Tensor:
+        """Read the state at an init time, the same for every member: float32 [B, N, T, C], physical units.
+
+        Raises:
+            StoreError: the store does not have the time; names the nearest.
+        """
+        x_NTC = torch.from_numpy(self.store.read_windows(self.store.index_of(init), self.layout.shard))
+        return x_NTC.to(self.device).expand(members, -1, -1, -1)
+
+    @torch.no_grad()
+    def step(self, x_BNTC: Tensor, init: np.datetime64, step: int, members: Sequence[int]) -> Tensor:
+        """Take step number `step` (from 1): states in physical units before it -> after it, [B, N, T, C].
+
+        Where a mask hides a point nothing is predicted: noise and residual are 0 there, as in training, and
+        the state keeps its fill value.
+        """
+        time = init.astype("datetime64[s]") + np.timedelta64((step - 1) * self.interval_h, "h")
+        forcing_NTF = torch.from_numpy(self._forcing.windows(time, self.layout.shard)).to(self.device)
+        state_BNTC = self._hide(self._normalizer.standardise(x_BNTC))
+        known = torch.cat((state_BNTC, forcing_NTF.expand(len(members), -1, -1, -1)), dim=-1)
+
+        def velocity(x_t: Tensor, t_B: Tensor) -> Tensor:
+            inputs = torch.cat((x_t / self.sigma_data, known), dim=-1)
+            return self._hide(self.sigma_data * self.network(inputs, t_B))
+
+        def field(draw: int) -> Tensor:
+            init_s = int(init.astype("datetime64[s]").astype(np.int64))
+            keys = [noise.key(self.seed, init_s, member, step, draw) for member in members]
+            return self._hide(noise.normal(keys, self._tokens_NT, x_BNTC.shape[-1]))
+
+        residual_BNTC = sample(velocity, field, self.sampler, self.sigma_data)
+        ahead = self._normalizer.apply_residual(x_BNTC, residual_BNTC)
+        return ahead if self._valid_NTC is None else torch.where(self._valid_NTC, ahead, self._fill_C)
+
+    def _hide(self, x_BNTC: Tensor) -> Tensor:
+        """Put 0 where a mask hides a point."""
+        return x_BNTC if self._valid_NTC is None else x_BNTC * self._valid_NTC
+
+
+def rollout(
+    forecaster: Forecaster,
+    init: np.datetime64,
+    members: Sequence[int],
+    lead_h: int,
+    start: tuple[int, Tensor] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Forecast autoregressively, yielding every interval up to `lead_h`.
+
+    Args:
+        init: init time; its state is read from the store.
+        members: numbers of the members to compute together.
+        lead_h: last lead time in hours.
+        start: go on from a lead time in hours and its fields [M, C, Y, X], not from the init time.
+
+    Yields:
+        Lead time in hours and fields float32 [M, C, Y, X], physical units, masked points at their fill value.
+
+    Raises:
+        ValueError: the lead time is no multiple of the interval, or a forecast stopped being finite.
+    """
+    every_h = forecaster.interval_h
+    last = len(lead_times(lead_h, every_h))
+    if start is None:
+        first, x_BNTC = 0, forecaster.state(init, len(members))
+    else:
+        first, x_BNTC = start[0] // every_h, forecaster.layout.to_windows(start[1].to(forecaster.device))
+    for step in range(first + 1, last + 1):
+        x_BNTC = forecaster.step(x_BNTC, init, step, members)
+        x_MCYX = forecaster.layout.from_windows(x_BNTC)
+        _check_finite(x_MCYX, forecaster.store.names, init, members, step * every_h)
+        yield step * every_h, x_MCYX
+
+
+def lead_times(last_h: int, interval_h: int) -> tuple[int, ...]:
+    """Return every lead time in hours up to `last_h`.
+
+    Raises:
+        ValueError: it is no multiple of the interval; names those next to it.
+    """
+    if last_h < interval_h or last_h % interval_h:
+        below = max(1, last_h // interval_h) * interval_h
+        near = f"{below} or {below + interval_h}"
+        raise ValueError(f"a lead of {last_h} h is no multiple of the model's {interval_h} h: take {near}")
+    return tuple(range(interval_h, last_h + 1, interval_h))
+
+
+def _check_finite(
+    x_MCYX: Tensor, names: Sequence[str], init: np.datetime64, members: Sequence[int], lead_h: int
+) -> None:
+    """Refuse a forecast that is no longer made of numbers."""
+    if bool(torch.isfinite(x_MCYX.sum())):
+        return
+    bad = torch.nonzero(~torch.isfinite(x_MCYX))
+    if len(bad):
+        member, channel, row, col = bad[0].tolist()
+        raise ValueError(
+            f"{names[channel]} of member {members[member]} is {x_MCYX[member, channel, row, col].item()} at "
+            f"row {row}, col {col}, {lead_h} h after {init}: network or sampler are unstable, try more "
+            f"--sampler.levels, another --checkpoint, or --weights ema"
+        )
