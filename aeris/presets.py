@@ -1,14 +1,12 @@
 """Named runs, each a function that returns a full configuration. The source of every number stands beside it.
 
 Sources: [paper] AERIS, arXiv 2509.13523; [code] the authors' public snapshot and its configurations;
-[inferred] derived from published node counts and parameter totals; [ours] chosen here, with the measurement
-in docs/log.md.
+[inferred] from published node counts and parameter totals; [ours] chosen here, measured in docs/log.md.
 
 | preset  | parameters | status                                                                    |
 | ------- | ---------- | ------------------------------------------------------------------------- |
 | tiny    | 1.27 M     | ours: learns in minutes on two cores                                      |
-| 1.3b-6h | 1.31 B     | published run; RoPE on, decay real and true-mean clip are ours            |
-| 1.3b-24h | 1.31 B    | the same                                                                  |
+| 1.3b-*  | 1.31 B     | published runs, 6h and 24h; RoPE on, real decay, true-mean clip are ours  |
 | 13b     | 13.1 B     | width, heads, hidden [code]; depth and window [inferred]                  |
 | 40b     | 40.8 B     | sizes [code]; objective ours (the published run regressed residuals)      |
 | 80b     | 79.3 B     | everything [inferred] from 1,664-node steps                               |

@@ -38,7 +38,10 @@ class Rates:
             try:
                 sample = next(source, None)
             except (ValueError, OSError) as error:
-                raise _plain(error) from error
+                said = _said_by_a_worker(str(error))
+                if said is None:
+                    raise
+                raise type(error)(said) from error
             self._waited_s += time.perf_counter() - start_s
             if sample is None:
                 return
@@ -59,13 +62,12 @@ class Rates:
         return fields
 
 
-def _plain(error: ValueError | OSError) -> ValueError | OSError:
-    """Take what a data worker said out of the traceback that torch puts around it; leave other errors alone.
+def _said_by_a_worker(text: str) -> str | None:
+    """Take a data worker's own message out of the traceback that torch puts around it; None if it is not one.
 
-    torch raises a worker's error again as the same type with the text "Caught <type> in DataLoader worker process
-    <n>.", the worker's traceback, and on its last line the type and the message.
+    torch raises a worker's error again, as the same type, with the text "Caught <type> in DataLoader worker
+    process <n>.", the worker's traceback, and on its last line the type and the message.
     """
-    text = str(error)
     if not re.match(r"Caught \w+ in (DataLoader worker process|pin memory thread)", text):
-        return error
-    return type(error)(re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1]))
+        return None
+    return re.sub(r"^[\w.]+: ", "", text.strip().splitlines()[-1])

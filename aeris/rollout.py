@@ -103,7 +103,7 @@ class Forecaster:
 
     def _hide(self, x_BNTC: Tensor) -> Tensor:
         """Put 0 where a mask hides a point."""
-        return x_BNTC if self._valid_NTC is None else x_BNTC * self._valid_NTC
+        return x_BNTC if self._valid_NTC is None else torch.where(self._valid_NTC, x_BNTC, 0.0)
 
 
 def rollout(

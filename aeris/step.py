@@ -151,8 +151,9 @@ def check_finite(run: Training) -> None:
             if tensor is not None and not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise ValueError(
-                    f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the first "
-                    f"bad tensor is the {kind} of {name} ({bad} of {tensor.numel()} values). Lower --optimizer.lr "
-                    f"or --train.clip and run the same command: it goes on from the last checkpoint"
+                    f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the "
+                    f"first bad tensor is the {kind} of {name} ({bad} of {tensor.numel()} values). Lower "
+                    "--optimizer.lr or --train.clip and run the same command: it goes on from the last "
+                    "checkpoint"
                 )
     raise ValueError(f"{run.skipped_in_a_row} steps in a row had a non-finite loss with finite gradients")

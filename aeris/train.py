@@ -85,8 +85,9 @@ class Display:
     def __init__(self, images: int, images_seen: int) -> None:
         """Make the line; it shows while `bar` is open as a context."""
         self.bar = progress_bar("loss", "rate", "mfu", "wait")
-        blank = dict.fromkeys(("loss", "rate", "mfu", "wait"), "")
-        self._task = self.bar.add_task("training", total=images, completed=images_seen, **blank)
+        self._task = self.bar.add_task(
+            "training", total=images, completed=images_seen, loss="", rate="", mfu="", wait=""
+        )
         self._loss: float | None = None
 
     def smooth(self, loss: float) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -33,6 +34,8 @@ from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
 from aeris.train import choose_device
 
+Precision = Literal["bf16", "fp32"]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -40,7 +43,7 @@ class Options:
 
     presets: tuple[str, ...] = ("tiny", "1.3b-6h")
     """Which blocks."""
-    precision: tuple[str, ...] = ("bf16", "fp32")
+    precision: tuple[Precision, ...] = ("bf16", "fp32")
     """Types of the products."""
     windows: int = 0
     """Windows in the batch; 0 chooses about 2,000 tokens on CPU and 16,000 elsewhere."""
@@ -64,7 +67,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def block_config(preset: str, precision: str, windows: int, compiled: bool) -> ModelConfig:
+def block_config(preset: str, precision: Precision, windows: int, compiled: bool) -> ModelConfig:
     """Return the preset's model cut down to one block over one row of `windows` windows."""
     model = PRESETS[preset]().model
     residual = model.residual if precision == "bf16" else precision
@@ -74,7 +77,7 @@ def block_config(preset: str, precision: str, windows: int, compiled: bool) -> M
     )  # fmt: skip
 
 
-def measure(options: Options, preset: str, precision: str, device: torch.device) -> dict[str, object]:
+def measure(options: Options, preset: str, precision: Precision, device: torch.device) -> dict[str, object]:
     """Time one block; return a row of the table."""
     tokens_wanted = 2_000 if device.type == "cpu" else 16_000
     side = PRESETS[preset]().model.window
@@ -82,7 +85,7 @@ def measure(options: Options, preset: str, precision: str, device: torch.device)
     config = block_config(preset, precision, windows, options.compile)
     model = build_model(config, 8, 8, make_layout(config), device)
     initialise(model, 0)
-    (block,) = model.layers[0]
+    (block,) = model.layers[0].children()
     rope = model._rope_tables(device)
     tokens = windows * side**2
     x = (
@@ -119,11 +122,9 @@ def measure(options: Options, preset: str, precision: str, device: torch.device)
 def main() -> None:
     """Run the benchmark."""
     options = tyro.cli(Options, description=Options.__doc__)
-    unknown = sorted({*options.presets} - {*PRESETS}) + sorted({*options.precision} - {"bf16", "fp32"})
+    unknown = sorted({*options.presets} - {*PRESETS})
     if unknown:
-        raise ValueError(
-            f"{unknown[0]!r} is neither a preset ({', '.join(PRESETS)}) nor a precision (bf16, fp32)"
-        )
+        raise ValueError(f"{unknown[0]!r} is no preset: choose from {', '.join(PRESETS)}")
     device = choose_device(options.device)
     name = platform.processor() or platform.machine()
     if device.type != "cpu":

@@ -36,12 +36,8 @@ ONE = ("--init", "2000-06-01T00", "--lead-h", 6)
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two checkpoints: weights of seed 1, later of seed 2; raw and averaged weights differ."""
     run = tmp_path_factory.mktemp("run") / "tiny"
-    model = ModelConfig(
-        window=12, layers=2, width=16, heads=2, hidden=16, init="spike-no-more", precision="fp32"
-    )
-    config = RunConfig(
-        model=model, data=DataConfig(store="sample"), diffusion=DiffusionConfig(sigma_min=0.05)
-    )
+    model = ModelConfig(layers=2, width=16, heads=2, hidden=16, init="spike-no-more", precision="fp32")
+    config = RunConfig(model=model, diffusion=DiffusionConfig(sigma_min=0.05))
     store = Store(packaged_sample())
     network = build_model(model, *channel_counts(len(store.names)), make_layout(model), "cpu")
     for images, seed in [(100, 1), (200, 2)]:
@@ -68,19 +64,8 @@ def everything(path: Path) -> np.ndarray:
 
 def test_makes_a_forecast(run_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "f.zarr"
-    words = (
-        run_dir,
-        "--init",
-        "2000-06-01T00",
-        "2000-06-02",
-        "--members",
-        3,
-        "--lead-h",
-        12,
-        "--out",
-        out,
-        *FAST,
-    )
+    inits = ("--init", "2000-06-01T00", "2000-06-02")
+    words = (run_dir, *inits, "--members", 3, "--lead-h", 12, "--out", out, *FAST)
     call(monkeypatch, *words)
     assert f"python -m aeris.evaluate {out}" in capsys.readouterr().out
     found = open_forecast(out)
@@ -116,21 +101,8 @@ def test_same_numbers_as_netcdf_and_in_other_batches(run_dir: Path, tmp_path: Pa
         (("--store", packaged_sample()), False),
     ],
 )
-def test_options_reach_the_numbers(
-    run_dir: Path, tmp_path: Path, monkeypatch, extra: tuple, changes: bool
-) -> None:
-    words = (
-        run_dir,
-        "--init",
-        "2000-06-01T00",
-        "--members",
-        1,
-        "--lead-h",
-        6,
-        "--out",
-        tmp_path / "f.zarr",
-        *FAST,
-    )
+def test_options_count(run_dir: Path, tmp_path: Path, monkeypatch, extra: tuple, changes: bool) -> None:
+    words = (run_dir, *ONE, "--members", 1, "--out", tmp_path / "f.zarr", *FAST)
     call(monkeypatch, *words)
     before = everything(tmp_path / "f.zarr")
     if changes:
@@ -196,17 +168,8 @@ def test_not_a_run(tmp_path: Path, monkeypatch) -> None:
 
 def test_killed_forecast_goes_on_with_the_same_command(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
     """SIGKILL while it writes; the rest is computed by the same command and no bit differs."""
-    words = [
-        str(run_dir),
-        "--init",
-        "2000-06-01T00",
-        "2000-06-02T00",
-        "--members",
-        "4",
-        "--lead-h",
-        "48",
-        *FAST,
-    ]
+    inits = ["--init", "2000-06-01T00", "2000-06-02T00"]
+    words = [str(run_dir), *inits, "--members", "4", "--lead-h", "48", *FAST]
     call(monkeypatch, *words, "--out", tmp_path / "whole.zarr")
     out = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "aeris.forecast", *words, "--out", str(out)]

@@ -88,8 +88,9 @@ def plan(options: Options) -> Conversion:
         raise ValueError("give at least one source and, last, the directory of the new store")
     sources = Sources([open_source(path, options.member) for path in options.sources])
     channels = choose_channels(sources, options.channels, options.levels_hpa)
-    times = choose_times(sources.times, options.period, options.step_h)
-    for variable in dict.fromkeys(one.variable for one in channels):
+    variables = list(dict.fromkeys(one.variable for one in channels))
+    times = choose_times(sources.times(variables), options.period, options.step_h)
+    for variable in variables:
         sources.check_times(variable, times)
     row_offset = rows_to_drop(sources.latitude_deg)
     latitude_deg = sources.latitude_deg[row_offset:]

@@ -9,7 +9,8 @@ Shapes: n times, L levels, Y rows, X cols.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from aeris.data.axes import LATITUDE, LEVEL, LONGITUDE, MEMBER, TIME, Axes, find_axes
 from aeris.data.units import conversion
 from aeris.data.variables import ALIASES, LEVELLED, STATIC, SURFACE
+
+SAME_DEG = 1e-4  # coordinates kept in float32 and float64 differ by less
 
 _UNITS = dict([*SURFACE.values(), *LEVELLED.values(), *STATIC.values()])
 _LEVELLED_NAMES = {name for name, _ in LEVELLED.values()}
@@ -105,7 +108,10 @@ def _open(path: str) -> Any:
     """Open a file lazily with the engine that fits it."""
     if "://" in path:
         options = {"token": "anon"} if path.startswith("gs://") else None
-        return xr.open_zarr(path, chunks=None, storage_options=options, decode_timedelta=False)
+        try:
+            return xr.open_zarr(path, chunks=None, storage_options=options, decode_timedelta=False)
+        except ImportError as error:  # fsspec names the package for that kind of address
+            raise ValueError(f"{path} cannot be read here: {error}") from None
     where = Path(path)
     if not where.exists():
         raise ValueError(f"{path} does not exist")
@@ -134,7 +140,7 @@ def _consolidated(path: Path) -> bool:
     """Say whether a Zarr directory keeps its metadata in one place; xarray warns if it has to find out."""
     new = path / "zarr.json"
     if new.exists():
-        return '"consolidated_metadata"' in new.read_text()
+        return bool(json.loads(new.read_text()).get("consolidated_metadata"))
     if not (path / ".zgroup").exists():
         raise ValueError("it is a directory but not a Zarr store; NetCDF files are given one by one")
     return (path / ".zmetadata").exists()
@@ -192,12 +198,15 @@ class Sources:
         first = self.parts[0].axes
         for part in self.parts[1:]:
             for what in ("latitude_deg", "longitude_deg"):
-                if not np.array_equal(getattr(first, what), getattr(part.axes, what)):
+                ours, theirs = getattr(first, what), getattr(part.axes, what)
+                if ours.shape != theirs.shape or np.abs(ours - theirs).max() > SAME_DEG:
                     raise ValueError(f"{part.path} is on another grid than {self.parts[0].path} ({what})")
         self.latitude_deg, self.longitude_deg = first.latitude_deg, first.longitude_deg
-        self.times: NDArray[np.datetime64] = np.unique(
-            np.concatenate([part.axes.times for part in self.parts])
-        )
+
+    def times(self, variables: Iterable[str]) -> NDArray[np.datetime64]:
+        """Return every time, rising, that a source of one of `variables` has; static fields bring none."""
+        parts = {part.path: part.axes.times for variable in variables for part in self.having(variable)}
+        return np.unique(np.concatenate(list(parts.values())))
 
     def having(self, variable: str) -> list[Source]:
         """Return the sources that have a variable."""

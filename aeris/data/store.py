@@ -1,12 +1,12 @@
 """Our weather store: a directory of one HDF5 file per year and one file about them all.
 
-    STORE/store.h5   channels, grid, times, list of files, static fields, masks, statistics, where it came
-    from STORE/2000.h5    the fields of that year (aeris/data/yearfile.py)
+    STORE/store.h5   channels, grid, times, files, static fields, masks, statistics, origin
+    STORE/2000.h5    the fields of that year (aeris/data/yearfile.py)
 
 `store.h5` is written last, so a directory with it is whole. Values are in physical units; points that a mask
 hides are filled on reading with one number per channel, the same whatever part of the field is read.
 
-Shapes: C channels, Y rows, X cols, N windows, T tokens per window, I x J windows of side W.
+Shapes: C channels, Y rows, X cols, N windows of side W, T tokens per window.
 """
 
 from __future__ import annotations
@@ -240,7 +240,9 @@ class Store:
 
 
 def _digest(arrays: list[NDArray[Any]]) -> str:
-    return hashlib.sha256(b"".join(np.asarray(a, dtype="<f8").tobytes() for a in arrays)).hexdigest()
+    """Hash numbers to nine digits: the last bits of statistics depend on the machine that computed them."""
+    text = " ".join(f"{value + 0.0:.8e}" for array in arrays for value in array)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _why_no_store(path: Path) -> str:

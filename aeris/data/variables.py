@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Short name -> (WeatherBench 2 name, unit). The order is the order of channels in a store; `LAST` come at its
-# end.
+# Short name -> (WeatherBench 2 name, unit), in the order of channels in a store; `LAST` come at its end.
 SURFACE: dict[str, tuple[str, str]] = {
     "t2m": ("2m_temperature", "K"),
     "u10": ("10m_u_component_of_wind", "m s-1"),

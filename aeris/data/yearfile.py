@@ -64,10 +64,6 @@ class YearFile:
             raise damaged(self.path, error) from None
         raise damaged(self.path, "no four-dimensional dataset 'fields'")
 
-    def names(self) -> tuple[str, ...]:
-        """Return the channel names written in the file."""
-        return tuple(self.dataset.file["channel"].asstr()[:])
-
     def time_s(self) -> NDArray[np.int64]:
         """Return the times written in the file, int64 seconds since 1970."""
         return np.asarray(self.dataset.file["time"][:], dtype=np.int64)

@@ -130,6 +130,22 @@ VARIANTS: dict[str, Write] = {
         *netcdf(d[["geopotential_at_surface", "land_sea_mask"]], p.with_name("static")),
         *netcdf(d.drop_vars(["geopotential_at_surface", "land_sea_mask"]), p.with_name("moving")),
     ],
+    "static fields apart, of another date": lambda d, p: [
+        *netcdf(
+            d[["geopotential_at_surface", "land_sea_mask"]].expand_dims(
+                time=np.array(["1979-01-01"], "datetime64[ns]")
+            ),
+            p.with_name("static"),
+        ),
+        *netcdf(d.drop_vars(["geopotential_at_surface", "land_sea_mask"]), p.with_name("moving")),
+    ],
+    "coordinates in float32": lambda d, p: [
+        *netcdf(d[LEVELLED], p.with_name("levels")),
+        *netcdf(
+            d.drop_vars(LEVELLED).assign_coords(latitude=d.latitude.astype(np.float32)),
+            p.with_name("surface"),
+        ),
+    ],
     "static fields with times": lambda d, p: netcdf(
         d.assign(land_sea_mask=d.land_sea_mask.broadcast_like(d["2m_temperature"])), p
     ),

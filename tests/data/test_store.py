@@ -127,9 +127,10 @@ def test_fingerprint_depends_on_what_a_model_depends_on(store_path: Path) -> Non
     assert len(store.fingerprint_id) == 16
     assert Store(packaged_sample()).fingerprint_id != store.fingerprint_id
     before = store.fingerprint_id
-    del store.__dict__["fingerprint"]
-    store.statistics.residual_std[24][0] *= 1 + 1e-12
-    assert store.fingerprint_id != before
+    for change, other in ((1e-14, False), (1e-6, True)):  # another machine's rounding is no other store
+        del store.__dict__["fingerprint"]
+        store.statistics.residual_std[24][0] *= 1 + change
+        assert (store.fingerprint_id != before) is other
 
 
 def test_missing_value_is_named(broken: Path) -> None:
