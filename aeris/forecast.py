@@ -30,6 +30,7 @@ from aeris.log import console, progress_bar, run_program
 from aeris.restore import check_fingerprint, load_model, open_store
 from aeris.rollout import Forecaster, lead_times
 from swipe import checkpoint
+from swipe.backend import choose_device
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,6 @@ def prepare(arguments: Arguments) -> Ensemble:
     )
     writer = ForecastWriter(arguments.out, plan, arguments.overwrite)
     return Ensemble(forecaster, writer, arguments.batch)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device asked for; `auto` takes cuda, then xpu, then cpu.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    present = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()] + ["cpu"]
-    if name == "auto":
-        return torch.device(present[0])
-    if name.split(":")[0] not in present:
-        raise ValueError(f"--device {name} is not available here: choose one of auto, {', '.join(present)}")
-    return torch.device(name)
 
 
 def find_checkpoint(run: Path, name: str) -> Path | None:

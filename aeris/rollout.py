@@ -85,7 +85,7 @@ class Forecaster:
         """
         time = init.astype("datetime64[s]") + np.timedelta64((step - 1) * self.interval_h, "h")
         forcing_NTF = torch.from_numpy(self._forcing.windows(time, self.layout.shard)).to(self.device)
-        state_BNTC = self._hide(self._normalizer.standardise(x_BNTC))
+        state_BNTC = self._normalizer.standardise(x_BNTC)  # 0 where hidden: the fill value is the mean
         known = torch.cat((state_BNTC, forcing_NTF.expand(len(members), -1, -1, -1)), dim=-1)
 
         def velocity(x_t: Tensor, t_B: Tensor) -> Tensor:

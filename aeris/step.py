@@ -45,6 +45,9 @@ class Training:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.ema = EMA(self.model, config.ema)
         self.tokens_NT = self.layout.tokens_NT.to(device)
+        self.valid_NTC: torch.Tensor | None = None
+        if store.masks:
+            self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(device)
         weight_NTC = loss_weights(
             store.names,
             store.latitude_deg,
@@ -103,6 +106,8 @@ def noisy(run: Training, sample: Sample) -> Microbatch:
     z = noise.normal(
         [noise.key(seed, FIELD_STREAM, image) for image in images], run.tokens_NT, residual.shape[-1]
     )
+    if run.valid_NTC is not None:
+        z = z * run.valid_NTC  # a hidden point is 0 in state, residual and noise alike, as in a forecast
     x_t = add_noise(residual, z, t_B, diffusion.sigma_data)
     inputs = torch.cat((x_t / diffusion.sigma_data, state, forcing), dim=-1)
     return Microbatch((inputs, t_B), velocity(residual, z, t_B, diffusion.sigma_data))

@@ -28,6 +28,7 @@ from aeris.presets import PRESETS
 from aeris.rates import Rates
 from aeris.restore import check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
+from swipe.backend import choose_device
 
 
 @dataclass(frozen=True)
@@ -161,20 +162,6 @@ def plot(run_dir: Path) -> None:
         console.print(f"no training curve: {error}")
         return
     console.print(f"training curve: {run_dir / 'plots' / 'training.png'}")
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device asked for; `auto` takes cuda, then xpu, then cpu.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    present = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()] + ["cpu"]
-    if name == "auto":
-        return torch.device(present[0])
-    if name.split(":")[0] not in present:
-        raise ValueError(f"--device {name} is not available here: choose one of auto, {', '.join(present)}")
-    return torch.device(name)
 
 
 def dry_run(arguments: Arguments) -> None:

@@ -32,7 +32,7 @@ from aeris.model.layers import time_embedding
 from aeris.model.swin import DTYPES
 from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
-from aeris.train import choose_device
+from swipe.backend import choose_device
 
 Precision = Literal["bf16", "fp32"]
 

@@ -227,6 +227,20 @@ def test_churn_draws_by_step_and_only_inside_its_band() -> None:
     assert drawn == [0]
 
 
+def test_churn_noise_has_the_size_asked_for() -> None:
+    """Seen by the network in the first step if the initial noise is 0: sin(delta) sigma_d S_noise."""
+    config = SamplerConfig(levels=10, sigma_min=0.1, sigma_max=2.0, churn=1.0, churn_noise=1.05)
+    seen: list[float] = []
+
+    def velocity(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        seen.append(x.item())
+        return torch.zeros_like(x)
+
+    sample(velocity, lambda draw: torch.full((1, 1), float(draw > 0), dtype=torch.float64), config, 0.5)
+    cos_delta = math.cos(math.atan(1.1 * 4.0)) / math.cos(math.atan(4.0))
+    assert seen[0] == pytest.approx(0.5 * 1.05 * math.sqrt(1 - cos_delta**2))
+
+
 def test_churn_is_limited_to_doubling_the_variance() -> None:
     config = SamplerConfig(levels=2, churn=10.0)
     assert sampler.churn_share(1.0, config) == pytest.approx(math.sqrt(2) - 1)

@@ -71,6 +71,14 @@ def test_uniform_fills_the_unit_interval() -> None:
     assert np.abs(u - (np.arange(20_000) + 0.5) / 20_000).max() < 2.7 / math.sqrt(20_000)
 
 
+def test_the_largest_and_smallest_words_stay_inside() -> None:
+    """Not 0, whose logarithm is infinite, and not 1, whose inverse normal is."""
+    from swipe.noise import _unit
+
+    ends = _unit(torch.tensor([0, ONES]))
+    assert 0 < ends[0] and ends[1] < 1 and float(ends.double().sum()) == 1.0
+
+
 def test_keys_name_their_parts_in_order() -> None:
     """Other seed, other part, other order or other depth: another key; big and negative parts are fine."""
     keys = [
