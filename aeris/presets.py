@@ -40,11 +40,11 @@ def tiny() -> RunConfig:
             rows=24, cols=48, window=12, layers=4, blocks=1, width=128, heads=4, hidden=320,
             rope_base=100.0, poles="separate", residual="fp32",
         ),
-        data=DataConfig(store="sample", interval_h=6),
+        data=DataConfig(store="sample", interval_h=6, roll=True),
         diffusion=DiffusionConfig(sigma_min=0.02, sigma_max=200.0, channel_weights="uniform"),
         train=TrainConfig(images=8_000, batch=2, microbatch=2, clip=1.0, log_every=1),
         optimizer=OptimizerConfig(
-            lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_images=300, cosine_images=0,
+            lr=8e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_images=300, cosine_images=0,
             rampdown_images=0, lr_floor=0.0,
         ),
         ema=EMAConfig(halflife_images=400),

@@ -111,7 +111,8 @@ def load(run: Training, steps: int) -> DataLoader[Sample]:
     """Read the run's next `steps` batches, one microbatch at a time."""
     config, train = run.config, run.config.train
     period = run.store.statistics.train_period
-    dataset = SampleDataset(run.store.path, config.data.interval_h, run.layout.shard, train.seed, period)
+    data = config.data
+    dataset = SampleDataset(run.store.path, data.interval_h, run.layout.shard, train.seed, period, data.roll)
     return make_loader(
         dataset,
         run.images_seen,

@@ -67,6 +67,16 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def describe(device: torch.device) -> str:
+    """Name the hardware and software of a measurement."""
+    if device.type != "cpu":
+        return f"{getattr(torch, device.type).get_device_name(device)}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def block_config(preset: str, precision: Precision, windows: int, compiled: bool) -> ModelConfig:
     """Return the preset's model cut down to one block over one row of `windows` windows."""
     model = PRESETS[preset]().model
@@ -126,12 +136,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no preset: choose from {', '.join(PRESETS)}")
     device = choose_device(options.device)
-    name = platform.processor() or platform.machine()
-    if device.type != "cpu":
-        name = getattr(torch, device.type).get_device_name(device)
-    console.print(
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}: {' '.join(sys.argv[1:])}"
-    )
+    console.print(f"{describe(device)}: {' '.join(sys.argv[1:])}")
     rows = [
         measure(options, preset, precision, device)
         for preset in options.presets

@@ -88,19 +88,26 @@ class WindowLayout:
         return edge if inner == 0 else torch.cat((attention(*whole), edge), dim=1)
 
 
+SMALL_WINDOW = 1024  # tokens; above it the scores of written-out attention take too much memory
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full softmax attention over the last two dims [..., T, K], scaled by 1/sqrt(K).
 
-    On accelerators this is torch's fused kernel. On CPU the product is written out: for windows of a few
-    hundred tokens it is up to four times faster forward and backward than the fused CPU kernel
-    (benchmarks/attention.py).
+    torch's fused kernel, but on CPU and for small windows the product is written out: forward and backward it
+    is several times faster there (measured by benchmarks/attention.py).
     """
-    if q.device.type == "cpu":
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return torch.matmul(torch.softmax(scores, dim=-1), v)
+    if q.device.type == "cpu" and q.shape[-2] <= SMALL_WINDOW:
+        return written_out(q, k, v)
     batch = q.shape[:-3]
     out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))
     return out.unflatten(0, batch)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as two matrix products and a softmax."""
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(torch.softmax(scores, dim=-1), v)
 
 
 class _Permute(torch.autograd.Function):

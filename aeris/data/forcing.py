@@ -106,16 +106,21 @@ class Forcing:
         now, then = self._solar(time, self._latitude_deg[:, None], self._longitude_deg[None, :])
         return np.stack([now, self._orography_YX, self._land_YX, then])
 
-    def windows(self, time: np.datetime64, shard: WindowShard) -> NDArray[np.float32]:
-        """Return the forcings of a rank's windows only: float32 [N, T, F], the numbers of `fields`."""
+    def windows(self, time: np.datetime64, shard: WindowShard, roll: int = 0) -> NDArray[np.float32]:
+        """Return the forcings of a rank's windows only: float32 [N, T, F], the numbers of `fields`.
+
+        Args:
+            roll: as if the globe had been turned by so many columns; see `Store.read_windows`.
+        """
         tokens_NT = shard.token_index()
         side = shard.grid.window
         corners = side * np.array(shard.windows)
         within = np.arange(side)
         latitude_deg = self._latitude_deg[(corners[:, :1] + within)[:, :, None]]
-        longitude_deg = self._longitude_deg[(corners[:, 1:] + within)[:, None, :]]
+        longitude_deg = self._longitude_deg[(corners[:, 1:] + within - roll)[:, None, :] % shard.grid.cols]
         now, then = (x.reshape(tokens_NT.shape) for x in self._solar(time, latitude_deg, longitude_deg))
-        orography, land = (x.reshape(-1)[tokens_NT] for x in (self._orography_YX, self._land_YX))
+        static = (np.roll(x, roll, axis=1) if roll else x for x in (self._orography_YX, self._land_YX))
+        orography, land = (x.reshape(-1)[tokens_NT] for x in static)
         return np.stack([now, orography, land, then], axis=-1)
 
     def _solar(

@@ -43,9 +43,10 @@ class SampleDataset(Dataset[Sample]):
 
     Args:
         period: first and last time a pair may touch; None is the train period of the store.
+        roll: turn the globe by a random number of columns for every image (fields and forcings together).
 
     Raises:
-        ValueError: no pair, no statistics for the interval, or a shard of another grid.
+        ValueError: no pair, no statistics for the interval, a shard of another grid, or masks with `roll`.
     """
 
     def __init__(
@@ -55,8 +56,15 @@ class SampleDataset(Dataset[Sample]):
         shard: WindowShard,
         seed: int,
         period: Period | None = None,
+        roll: bool = False,
     ) -> None:
         self.store = Store(store_path)
+        if roll and self.store.masks:
+            raise ValueError(
+                f"{store_path} has masked channels ({', '.join(self.store.masks)}), which cannot be rolled: "
+                f"pass --data.no-roll"
+            )
+        self.roll = roll
         self.shard = shard
         self.seed = seed
         self._pairs = self.store.pairs(interval_h, period or self.store.statistics.train_period)
@@ -77,14 +85,15 @@ class SampleDataset(Dataset[Sample]):
     def __getitem__(self, image: int) -> Sample:
         """Read one image: tensors [N, T, C], [N, T, C], [N, T, F] and the number."""
         before, after = self.pair(image)
-        now_NTC = self.store.read_windows(before, self.shard)
-        next_NTC = self.store.read_windows(after, self.shard)
+        roll = _columns(self.seed, image, self.store.cols) if self.roll else 0
+        now_NTC = self.store.read_windows(before, self.shard, roll)
+        next_NTC = self.store.read_windows(after, self.shard, roll)
         state_NTC = self._normalizer.standardise(now_NTC)
         residual_NTC = self._normalizer.standardise_residual(now_NTC, next_NTC)
         if self._masked_NTC is not None:
             state_NTC[self._masked_NTC] = 0.0
             residual_NTC[self._masked_NTC] = 0.0
-        forcing_NTF = self._forcing.windows(self.store.times[before], self.shard)
+        forcing_NTF = self._forcing.windows(self.store.times[before], self.shard, roll)
         return Sample(
             torch.from_numpy(state_NTC),
             torch.from_numpy(residual_NTC),
@@ -98,6 +107,11 @@ def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
     """Permute an epoch by sorting raw Philox output, which unlike `permutation` never changes with numpy."""
     raw = np.random.Philox(key=(seed % 2**64) + (epoch << 64)).random_raw(length)
     return np.argsort(raw, kind="stable")
+
+
+def _columns(seed: int, image: int, cols: int) -> int:
+    """Draw the columns an image is rolled by, from seed and image; far from the keys of the permutations."""
+    return int(np.random.Philox(key=(seed % 2**64) + (1 << 127), counter=image).random_raw() % cols)
 
 
 def make_loader(

@@ -114,11 +114,14 @@ class Store:
             self._refuse(index)
         return x_CYX
 
-    def read_windows(self, index: int, shard: WindowShard) -> Field:
+    def read_windows(self, index: int, shard: WindowShard, roll: int = 0) -> Field:
         """Read the windows of one rank and nothing else: float32 [N, T, C], masked points filled.
 
+        Args:
+            roll: read as if the globe had been turned by so many columns, as `np.roll` along longitude.
+
         Raises:
-            ValueError: the shard is of another grid.
+            ValueError: the shard is of another grid, or a store with masks is to be rolled.
             StoreError: a value is missing where none may be.
         """
         grid, side = shard.grid, shard.grid.window
@@ -127,13 +130,17 @@ class Store:
                 f"the windows are of {grid.rows} x {grid.cols} points, but {self.path} has "
                 f"{self.rows} x {self.cols}"
             )
+        if roll and self.masks:
+            raise ValueError(
+                f"{self.path} has masked channels ({', '.join(self.masks)}), which cannot be rolled"
+            )
         file, local = self._years.locate(index)
-        corners = [(wy * side, wx * side) for wy, wx in shard.windows]
+        corners = [(wy * side, (wx * side - roll) % self.cols) for wy, wx in shard.windows]
         x_NTC = np.empty((len(corners), grid.tokens, len(self.names)), dtype=np.float32)
-        if side == self.window:
+        if side == self.window and roll % side == 0:
             blocks = file.chunks(local, corners)
         else:
-            blocks = (file.read(local, corner, (side, side)) for corner in corners)
+            blocks = (self._read_across(file, local, corner, side) for corner in corners)
         for window, x_CWW in enumerate(blocks):
             x_NTC[window] = x_CWW.reshape(len(self.names), -1).T
         for number, hidden_NT in self._hidden_of(shard):
@@ -141,6 +148,15 @@ class Store:
         if not np.isfinite(x_NTC.sum()):
             self._refuse(index)
         return x_NTC
+
+    def _read_across(self, file: YearFile, local: int, corner: tuple[int, int], side: int) -> Field:
+        """Read a window at any corner, in two parts where it crosses the first column: [C, side, side]."""
+        row, col = corner
+        before = min(side, self.cols - col)
+        x_CWW = file.read(local, corner, (side, before))
+        if before == side:
+            return x_CWW
+        return np.concatenate((x_CWW, file.read(local, (row, 0), (side, side - before))), axis=2)
 
     def valid_windows(self, shard: WindowShard) -> NDArray[np.bool_]:
         """Return the mask of a rank's windows: bool [N, T, C], True where a point is valid."""

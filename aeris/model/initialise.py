@@ -23,13 +23,13 @@ def initialise(model: Swin, seed: int) -> None:
     | modulation.hidden (first of two)           | 1e-3                 | 0.03                         |
     | modulation.out (last)                      | 0                    | 1e-6                         |
     | head.out                                   | 0                    | 1e-6                         |
-    | embed.proj                                 | 0.3                  | 0.3                          |
+    | embed.proj, C its input channels           | 1 / sqrt(3 C)        | 0.3                          |
     | norm weights                               | 1                    | 1                            |
     | biases                                     | 0                    | 0                            |
 
     "zero" starts every block as the identity by its gates alone. The published 24-hour configuration also
     zeroes the branches, but then neither gate nor branch gets a gradient: with zero biases such a block never
-    learns.
+    learns. Its embedding starts at 0.3; with a smaller one the blocks count for more from the start.
 
     Sources: the published training configurations; "Spike No More", Takase et al. 2023, arXiv 2312.16903.
     """
@@ -44,7 +44,7 @@ def initialise(model: Swin, seed: int) -> None:
         "modulation.hidden.weight": 1e-3 if zero else 0.03,
         "modulation.out.weight": 0.0 if zero else 1e-6,
         "head.out.weight": 0.0 if zero else 1e-6,
-        "embed.proj.weight": 0.3,
+        "embed.proj.weight": 1.0 / math.sqrt(3.0 * model.embed.proj.in_features) if zero else 0.3,
     }
     for name, parameter in model.named_parameters():
         if "norm" in name:

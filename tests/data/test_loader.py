@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aeris.data.forcing import Forcing
-from aeris.data.loader import Sample, SampleDataset, make_loader
+from aeris.data.loader import Sample, SampleDataset, _columns, make_loader
 from aeris.data.store import Store, StoreError, packaged_sample
 from swipe.windows import WindowGrid, WindowShard
 
@@ -49,6 +49,37 @@ def test_sample_is_the_standardised_pair(dataset: SampleDataset) -> None:
     forcing = Forcing(store, 6).windows(store.times[before], SHARD)
     np.testing.assert_array_equal(sample.forcing_BNTF, forcing)
     assert sample.image_B == 17
+
+
+@pytest.mark.parametrize("roll", [0, 12, 36, 1, 17, 47])
+@pytest.mark.parametrize("side", [12, 6])
+def test_a_rolled_window_is_a_window_of_the_rolled_globe(
+    dataset: SampleDataset, roll: int, side: int
+) -> None:
+    """Fields and forcings together, for any columns, for all windows and for some, whatever the chunks."""
+    store, shard = dataset.store, WindowShard(WindowGrid(24, 48, side), ((1, 3), (0, 0), (0, 2)))
+    tokens = shard.token_index()
+    rolled = np.roll(store.read(5), roll, axis=2).reshape(24, -1).T
+    np.testing.assert_array_equal(store.read_windows(5, shard, roll), rolled[tokens])
+    forcing, time = Forcing(store, 6), store.times[5]
+    rolled = np.roll(forcing.fields(time), roll, axis=2).reshape(4, -1).T
+    np.testing.assert_allclose(forcing.windows(time, shard, roll), rolled[tokens], atol=1e-6)
+
+
+def test_rolls_belong_to_the_image_and_reach_every_column() -> None:
+    """The pair is the same as without; the roll depends on seed and image only."""
+    plain, rolled = (SampleDataset(packaged_sample(), 6, SHARD, 3, roll=roll) for roll in (False, True))
+    seen = set()
+    for image in range(300):
+        roll = _columns(3, image, 48)
+        seen.add(roll)
+        if image < 5:
+            assert plain.pair(image) == rolled.pair(image)
+            expected = np.roll(plain.store.read(plain.pair(image)[0]), roll, axis=2).reshape(24, -1).T
+            numbers = plain.store.statistics
+            state = (expected[SHARD.token_index()] - numbers.mean_C) / numbers.std_C
+            np.testing.assert_allclose(rolled[image].state_BNTC, state, atol=2e-4)
+    assert seen == set(range(48))
 
 
 def test_held_out_times_are_never_touched(dataset: SampleDataset) -> None:

@@ -37,7 +37,7 @@ def test_spreads_are_those_of_the_table(init: str) -> None:
         "layers.0.0.modulation.hidden.weight": 1e-3 if zero else 0.03,
         "layers.0.0.modulation.out.weight": 0 if zero else 1e-6,
         "head.out.weight": 0 if zero else 1e-6,
-        "embed.proj.weight": 0.3,
+        "embed.proj.weight": 1 / math.sqrt(30) if zero else 0.3,
     }
     parameters = dict(model.named_parameters())
     for name, std in expected.items():

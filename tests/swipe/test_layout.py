@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from swipe import layout as layout_module
 from swipe.layout import WindowLayout, attention
 from swipe.windows import WindowGrid, WindowShard
 
@@ -59,12 +60,14 @@ def test_separate_row_edge_splits_the_last_windows(rows: int) -> None:
     torch.testing.assert_close(lay.attend(q, k, v, shifted=False), attention(q, k, v))
 
 
-def test_attention_equals_the_fused_kernel() -> None:
-    """The written-out product is torch's scaled_dot_product_attention."""
-    q, k, v = (torch.randn(2, 3, 2, 16, 8, dtype=torch.float64) for _ in range(3))
-    torch.testing.assert_close(
-        attention(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-12, atol=1e-12
-    )
+def test_both_ways_to_attend_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out and fused, with a batch of windows and of half windows."""
+    for shape in ((2, 3, 2, 16, 8), (2, 3, 2, 2, 8, 8)):
+        q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
+        ours = attention(q, k, v)
+        monkeypatch.setattr(layout_module, "SMALL_WINDOW", 4)
+        torch.testing.assert_close(attention(q, k, v), ours, rtol=1e-12, atol=1e-12)
+        monkeypatch.undo()
 
 
 def test_a_part_of_the_windows_is_refused() -> None:
