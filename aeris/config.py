@@ -67,7 +67,7 @@ class DataConfig:
     interval_h: int = 6
     """Hours from a state to the next; the store needs residual statistics for it."""
     roll: bool = False
-    """Turn the globe by a random number of columns for every training image: more to learn from a short record."""
+    """Turn the globe by a random number of columns for every training image, so that a short record lasts."""
     workers: int = 0
     """Processes that read samples beside the training; 0 reads in the training process."""
 

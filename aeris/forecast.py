@@ -30,7 +30,7 @@ from aeris.log import console, progress_bar, run_program
 from aeris.restore import check_fingerprint, load_model, open_store
 from aeris.rollout import Forecaster, lead_times
 from swipe import checkpoint
-from swipe.backend import choose_device
+from swipe.backend import choose_device, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ def parse(argv: list[str]) -> Arguments:
 def main() -> None:
     """Run the program."""
     arguments = parse(sys.argv[1:])
+    keep_freed_memory()
     ensemble = prepare(arguments)
     if arguments.dry_run:
         values = summary(arguments, ensemble)

@@ -28,7 +28,7 @@ from aeris.presets import PRESETS
 from aeris.rates import Rates
 from aeris.restore import check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
-from swipe.backend import choose_device
+from swipe.backend import choose_device, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def main() -> None:
         return
     if arguments.json:
         raise ValueError("--json goes with --dry-run")
+    keep_freed_memory()
     run = prepare(arguments.config, arguments.run_dir, choose_device(arguments.device))
     train(run)
     plot(arguments.run_dir)

@@ -32,7 +32,7 @@ from aeris.model.layers import time_embedding
 from aeris.model.swin import DTYPES
 from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
-from swipe.backend import choose_device
+from swipe.backend import choose_device, keep_freed_memory
 
 Precision = Literal["bf16", "fp32"]
 
@@ -136,6 +136,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no preset: choose from {', '.join(PRESETS)}")
     device = choose_device(options.device)
+    keep_freed_memory()
     console.print(f"{describe(device)}: {' '.join(sys.argv[1:])}")
     rows = [
         measure(options, preset, precision, device)
