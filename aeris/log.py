@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
@@ -29,15 +29,14 @@ def run_program(main: Callable[[], None]) -> None:
 
 
 def progress_bar(*fields: str) -> Progress:
-    """Make the live progress line: a bar, done/total, the named `fields`, time spent and time left."""
+    """Make the live progress line: a bar, done/total, the named `fields`, time left; 80 columns hold it."""
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
         refresh_per_second=2,
     )

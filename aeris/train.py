@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,15 +82,16 @@ def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
 
 
 class Display:
-    """The live line of a run: images done, smoothed loss, rates."""
+    """The live line of a run: images done, smoothed loss, rates; without a terminal, a line every 30 s."""
+
+    EVERY_S = 30.0
 
     def __init__(self, images: int, images_seen: int) -> None:
         """Make the line; it shows while `bar` is open as a context."""
-        self.bar = progress_bar("loss", "rate", "mfu", "wait")
-        self._task = self.bar.add_task(
-            "training", total=images, completed=images_seen, loss="", rate="", mfu="", wait=""
-        )
+        self.bar = progress_bar("numbers")
+        self._task = self.bar.add_task("train", total=images, completed=images_seen, numbers="")
         self._loss: float | None = None
+        self._said = time.monotonic()
 
     def smooth(self, loss: float) -> None:
         """Take in the loss of a step: a moving average over about 50 of them."""
@@ -97,14 +99,14 @@ class Display:
 
     def show(self, record: dict[str, Any]) -> None:
         """Show a record."""
-        self.bar.update(
-            self._task,
-            completed=record["images_seen"],
-            loss=f"loss {self._loss:.3f}",
-            rate=f"{record['images_per_s']:.1f} images/s {record['tflops']:.3f} TFLOP/s",
-            mfu=f"MFU {record['mfu']:.0%}",
-            wait=f"data {record['data_wait']:.0%}",
+        numbers = (
+            f"loss {self._loss:.3f} {record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s "
+            f"MFU {record['mfu']:.0%} data {record['data_wait']:.0%}"
         )
+        self.bar.update(self._task, completed=record["images_seen"], numbers=numbers)
+        if not console.is_terminal and time.monotonic() - self._said > self.EVERY_S:
+            self._said = time.monotonic()
+            console.print(f"image {record['images_seen']:,}: {numbers}")
 
 
 def load(run: Training, steps: int) -> DataLoader[Sample]:

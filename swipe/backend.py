@@ -26,8 +26,8 @@ def choose_device(name: str) -> torch.device:
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory instead of giving it back to the system; return whether it could be asked.
 
-    On CPU every step frees and allocates the same large tensors. By default glibc maps each anew, and the system
-    clears its pages: a quarter of the time of a step of the tiny model (docs/log.md). Elsewhere nothing happens.
+    On CPU every step frees and allocates the same large tensors. By default glibc maps each anew, and the
+    system clears its pages: a quarter of a step of a small model (docs/log.md). Elsewhere nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

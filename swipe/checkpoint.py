@@ -94,7 +94,7 @@ def save(root: Path, images: int, tensors: dict[str, Tensor], meta: dict[str, An
     try:
         partial.mkdir(parents=True)
         writer = FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)
-        with _one_process_is_fine():
+        with _without_remarks():
             dcp_save.save(dict(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
         (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         (partial / ".complete").touch()
@@ -114,10 +114,11 @@ def save(root: Path, images: int, tensors: dict[str, Tensor], meta: dict[str, An
 
 
 @contextmanager
-def _one_process_is_fine() -> Iterator[None]:
-    """Silence DCP's remark that it works without a process group, which is what we asked for."""
+def _without_remarks() -> Iterator[None]:
+    """Silence DCP on itself: that it works without a process group, and (to torch 2.10) on its storages."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         yield
 
 
@@ -172,7 +173,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
         }
         different = [name for name, tensor in tensors.items() if saved.get(name) != tuple(tensor.shape)]
         if not different:
-            with _one_process_is_fine():
+            with _without_remarks():
                 dcp_load.load(dict(tensors), storage_reader=reader, no_dist=not dist.is_initialized())
             return
     except (

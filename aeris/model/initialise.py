@@ -20,7 +20,7 @@ def initialise(model: Swin, seed: int) -> None:
     | ------------------------------------------ | -------------------- | ---------------------------- |
     | qkv, gate_up                               | s = sqrt(2 / (5 d))  | s                            |
     | attention.out, mlp.down (residual branches) | s                    | s / sqrt(2 B)                |
-    | modulation.hidden (first of two)           | 1e-3                 | 0.03                         |
+    | modulation.hidden (first of two)           | s                    | 0.03                         |
     | modulation.out (last)                      | 0                    | 1e-6                         |
     | head.out                                   | 0                    | 1e-6                         |
     | embed.proj, C its input channels           | 1 / sqrt(3 C)        | 0.3                          |
@@ -41,7 +41,7 @@ def initialise(model: Swin, seed: int) -> None:
         "gate_up.weight": small,
         "attention.out.weight": small if zero else small / math.sqrt(2 * blocks),
         "mlp.down.weight": small if zero else small / math.sqrt(2 * blocks),
-        "modulation.hidden.weight": 1e-3 if zero else 0.03,
+        "modulation.hidden.weight": small if zero else 0.03,
         "modulation.out.weight": 0.0 if zero else 1e-6,
         "head.out.weight": 0.0 if zero else 1e-6,
         "embed.proj.weight": 1.0 / math.sqrt(3.0 * model.embed.proj.in_features) if zero else 0.3,

@@ -34,7 +34,7 @@ def test_spreads_are_those_of_the_table(init: str) -> None:
         "layers.1.0.mlp.gate_up.weight": small,
         "layers.0.0.attention.out.weight": small if zero else small / math.sqrt(4),
         "layers.0.0.mlp.down.weight": small if zero else small / math.sqrt(4),
-        "layers.0.0.modulation.hidden.weight": 1e-3 if zero else 0.03,
+        "layers.0.0.modulation.hidden.weight": small if zero else 0.03,
         "layers.0.0.modulation.out.weight": 0 if zero else 1e-6,
         "head.out.weight": 0 if zero else 1e-6,
         "embed.proj.weight": 1 / math.sqrt(30) if zero else 0.3,
