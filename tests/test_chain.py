@@ -16,7 +16,7 @@ GRID = ["--model.rows", "18", "--model.cols", "36", "--model.window", "6"]
 
 
 def test_from_netcdf_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 six-hourly times on 10 degrees, 30 channels, no static fields: everything still runs and is scored."""
+    """8 six-hourly times on 10 degrees, 30 channels, no static fields: everything runs and is scored."""
 
     def program(main: object, *words: object) -> None:
         monkeypatch.setattr("sys.argv", ["program", *map(str, words)])
