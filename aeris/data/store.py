@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,8 @@ class Store:
         file, local = self._years.locate(index)
         corners = [(wy * side, (wx * side - roll) % self.cols) for wy, wx in shard.windows]
         x_NTC = np.empty((len(corners), grid.tokens, len(self.names)), dtype=np.float32)
-        if side == self.window and roll % side == 0:
-            blocks = file.chunks(local, corners)
+        if side == self.window:
+            blocks = self._from_chunks(file, local, corners)
         else:
             blocks = (self._read_across(file, local, corner, side) for corner in corners)
         for window, x_CWW in enumerate(blocks):
@@ -148,6 +149,19 @@ class Store:
         if not np.isfinite(x_NTC.sum()):
             self._refuse(index)
         return x_NTC
+
+    def _from_chunks(self, file: YearFile, local: int, corners: list[tuple[int, int]]) -> Iterator[Field]:
+        """Read windows as large as a chunk; off the chunks, from the two they lie in, each read once."""
+        side = self.window
+        shift = corners[0][1] % side  # the same for all windows of a roll
+        if shift == 0:
+            yield from file.chunks(local, corners)
+            return
+        pairs = [((row, col - shift), (row, (col - shift + side) % self.cols)) for row, col in corners]
+        needed = list(dict.fromkeys(corner for pair in pairs for corner in pair))
+        chunks = {corner: chunk.copy() for corner, chunk in zip(needed, file.chunks(local, needed))}
+        for left, right in pairs:
+            yield np.concatenate((chunks[left][:, :, shift:], chunks[right][:, :, :shift]), axis=2)
 
     def _read_across(self, file: YearFile, local: int, corner: tuple[int, int], side: int) -> Field:
         """Read a window at any corner, in two parts where it crosses the first column: [C, side, side]."""
