@@ -13,8 +13,8 @@ RUN := runs/demo
 
 # More settings of the demo's training, such as TRAIN='--train.images 1000'.
 TRAIN :=
-# Held-out dates of the packaged sample: five initial times, two days apart.
-INITS := 2000-05-30T06:2000-06-07T06:48h
+# Held-out dates of the packaged sample: nine initial times, a day apart.
+INITS := 2000-05-30T06:2000-06-07T06:24h
 MEMBERS := 8
 LEAD_H := 24
 
@@ -54,7 +54,8 @@ comma := ,
 demo: $(VENV)/.user
 	@sh -c 'start=$$(date +%s); set -ex; \
 	$(PY) -m aeris.train tiny --run-dir $(RUN) $(TRAIN); \
-	$(PY) -m aeris.forecast $(RUN) --init $(INITS) --members $(MEMBERS) --lead-h $(LEAD_H) --out $(RUN)/forecast.zarr; \
+	$(PY) -m aeris.forecast $(RUN) --init $(INITS) --members $(MEMBERS) --batch $(MEMBERS) --lead-h $(LEAD_H) \
+	    --sampler.levels 10 --out $(RUN)/forecast.zarr; \
 	$(PY) -m aeris.evaluate $(RUN)/forecast.zarr --truth aeris/data/sample --out $(RUN)/scores; \
 	{ set +x; } 2>/dev/null; echo "demo finished in $$(($$(date +%s) - start)) s"'
 
