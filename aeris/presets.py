@@ -42,7 +42,7 @@ def tiny() -> RunConfig:
         ),
         data=DataConfig(store="sample", interval_h=6, roll=True),
         diffusion=DiffusionConfig(sigma_min=0.02, sigma_max=200.0, channel_weights="uniform"),
-        train=TrainConfig(images=6_000, batch=2, microbatch=2, clip=1.0, log_every=1),
+        train=TrainConfig(images=5_800, batch=2, microbatch=2, clip=1.0, log_every=1),
         optimizer=OptimizerConfig(
             lr=8e-3, betas=(0.9, 0.95), weight_decay=0.4, warmup_images=300, cosine_images=0,
             rampdown_images=0, lr_floor=0.0,

@@ -96,7 +96,7 @@ def measure(options: Options, preset: str, precision: Precision, device: torch.d
     model = build_model(config, 8, 8, make_layout(config), device)
     initialise(model, 0)
     (block,) = model.layers[0].children()
-    rope = model._rope_tables(device)
+    rope = model.rotary_tables(device)
     tokens = windows * side**2
     x = (
         torch.randn(1, windows, side**2, config.width, device=device)

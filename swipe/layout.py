@@ -88,16 +88,16 @@ class WindowLayout:
         return edge if inner == 0 else torch.cat((attention(*whole), edge), dim=1)
 
 
-SMALL_WINDOW = 1024  # tokens; above it the scores of written-out attention take too much memory
+SMALL_WINDOW = 256  # tokens; in larger windows the fused kernel is faster on CPU too
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full softmax attention over the last two dims [..., T, K], scaled by 1/sqrt(K).
 
-    torch's fused kernel, but on CPU and for small windows the product is written out: forward and backward it
-    is several times faster there (measured by benchmarks/attention.py).
+    torch's fused kernel, but for bf16 in small windows on CPU the product is written out: both passes
+    together are about three times faster there (benchmarks/attention.py, docs/log.md).
     """
-    if q.device.type == "cpu" and q.shape[-2] <= SMALL_WINDOW:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= SMALL_WINDOW:
         return written_out(q, k, v)
     batch = q.shape[:-3]
     out = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4))

@@ -95,8 +95,7 @@ def split_heads(
     if rope is None:
         q, k, v = qkv_BNTE.unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5).contiguous()
         return q, k, v
-    cos, sin = (torch.cat((half, half), dim=-1) for half in rope)
-    sin = torch.cat((-rope[1], rope[1]), dim=-1)
+    cos, sin = torch.cat((rope[0], rope[0]), dim=-1), torch.cat((-rope[1], rope[1]), dim=-1)
     q, k, v = _SplitAndRotate.apply(qkv_BNTE, heads, cos, sin)
     return q, k, v
 

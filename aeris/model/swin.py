@@ -141,14 +141,14 @@ class Swin(nn.Module):
         outer = torch.float64 if config.precision == "fp64" else torch.float32
         time_BD = time_embedding(t_B.to(outer), config.width)
         x = self.embed(x_BNTC.to(outer)).to(DTYPES[config.residual])
-        rope = self._rope_tables(x.device)
+        rope = self.rotary_tables(x.device)
         recompute = config.checkpointing == "block" and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             x = layer(self.layout.shift(x, edge(index)), time_BD, rope, recompute)
         x = self.layout.shift(x, -(config.layers % 2 == 0))
         return self.head(x.to(outer), time_BD)
 
-    def _rope_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def rotary_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the rotary tables on `device` in the type of the products, computed once."""
         if not self.config.rope:
             return None
