@@ -47,7 +47,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_freed_memory_is_kept() -> None:
-    """Once the heap has grown, the pages of a freed tensor serve the next; by default they are mapped anew."""
+    """Once the heap has grown, the pages of a freed tensor serve the next; by default they are new."""
     faults = {}
     for how in ("keep", "default"):
         done = subprocess.run(
