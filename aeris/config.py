@@ -107,7 +107,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest L2 norm of the true-mean gradient."""
     nonfinite_limit: int = 10
-    """Stop after this many non-finite steps in a row; each is skipped and counted."""
+    """Stop after more than this many non-finite steps in a row; each is skipped and counted."""
     seed: int = 0
     """Seed of weights, data order, noise and noise times."""
     log_every: int = 1
@@ -169,6 +169,39 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+AT_LEAST_ONE = {
+    "model": ("rows", "cols", "window", "layers", "blocks", "width", "heads", "hidden"),
+    "data": ("interval_h",),
+    "train": ("images", "batch", "microbatch", "nonfinite_limit", "log_every"),
+    "checkpoint": ("every_images", "keep"),
+}
+
+
+def check(config: RunConfig) -> None:
+    """Check what can be checked without data or a device.
+
+    Raises:
+        ValueError: a number that must be positive is not, or two settings contradict each other.
+    """
+    for section, names in AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            if value < 1:
+                raise ValueError(f"--{section}.{name.replace('_', '-')} is {value}: it must be at least 1")
+    train, model, diffusion = config.train, config.model, config.diffusion
+    if train.batch % train.microbatch:
+        raise ValueError(f"--train.microbatch {train.microbatch} does not divide --train.batch {train.batch}")
+    if (model.precision == "fp64") != (model.residual == "fp64"):
+        raise ValueError(
+            f"--model.precision {model.precision} with --model.residual {model.residual}: fp64 needs both"
+        )
+    if not 0 < diffusion.sigma_min < diffusion.sigma_max or diffusion.sigma_data <= 0:
+        raise ValueError(
+            f"noise levels from --diffusion.sigma-min {diffusion.sigma_min:g} to --diffusion.sigma-max "
+            f"{diffusion.sigma_max:g}: they must be positive and rise, and sigma_data too"
+        )
 
 
 def save(config: RunConfig, path: Path) -> None:

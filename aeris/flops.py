@@ -12,9 +12,11 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aeris.config import ModelConfig, RunConfig
 from aeris.data.forcing import FORCINGS
+from aeris.model.attention import Layout
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model, make_layout
 
@@ -50,8 +52,35 @@ def recompute_flops(config: ModelConfig, in_channels: int, out_channels: int) ->
     return sum(parts[name] for name in ("attention_projections", "attention_windows", "mlp")) // 3
 
 
+class FusedLayout:
+    """A layout for counting: attention that keeps what a fused kernel keeps, and computes nothing."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Take the tokens and the shift of `layout`."""
+        self.positions_T2, self.tokens_NT, self.shift = layout.positions_T2, layout.tokens_NT, layout.shift
+
+    def attend(self, q_BNHTK: Tensor, k_BNHTK: Tensor, v_BNHTK: Tensor, shifted: bool) -> Tensor:
+        """Return a tensor of the right shape; q, k, v, it and the log-sums are saved for a backward pass."""
+        out: Tensor = _Kept.apply(q_BNHTK, k_BNHTK, v_BNHTK)
+        return out
+
+
+class _Kept(torch.autograd.Function):
+    """What fused attention saves: its inputs, its output, and one number per query and head in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Save without computing."""
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, torch.empty(q.shape[:-1], device=q.device))
+        return out
+
+
 def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
-    """Add up what autograd keeps of one microbatch for the backward pass, by a forward pass on meta."""
+    """Add up what autograd keeps of one microbatch for the backward pass, by a forward pass on meta.
+
+    With block checkpointing the one block that is being computed again comes on top.
+    """
     tokens_NT = model.layout.tokens_NT
     seen: dict[int, tuple[Any, int]] = {}
 
@@ -72,7 +101,7 @@ def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
 def costs(config: RunConfig, channels: int) -> dict[str, Any]:
     """Say what training a state of `channels` costs: parameters, FLOPs and, on one device, bytes by part."""
     counts = 2 * channels + len(FORCINGS), channels
-    model = build_model(config.model, *counts, make_layout(config.model), "meta")
+    model = build_model(config.model, *counts, FusedLayout(make_layout(config.model)), "meta")
     parameters = sum(p.numel() for p in model.parameters())
     parts = flops_per_sample(config.model, *counts)
     memory = {name: parameters * size for name, size in BYTES_PER_PARAMETER.items()}

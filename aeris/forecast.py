@@ -224,6 +224,8 @@ def parse(argv: list[str]) -> Arguments:
 def main() -> None:
     """Run the program."""
     arguments = parse(sys.argv[1:])
+    if arguments.json and not arguments.dry_run:
+        raise ValueError("--json goes with --dry-run")
     keep_freed_memory()
     ensemble = prepare(arguments)
     if arguments.dry_run:

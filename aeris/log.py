@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -23,6 +25,11 @@ def run_program(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
         sys.exit(130)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        hint = "try a smaller --train.microbatch or --batch, or --model.checkpointing block"
+        stderr.print(Text.assemble(("error: ", "bold red"), f"{reason}: {hint}"))
+        sys.exit(2)
     except (ValueError, OSError) as error:
         stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2)
@@ -62,8 +69,9 @@ class RunLog:
         self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(record) + "\n")
+        """Append one record; a number that is not finite becomes null, as JSON has no other word for it."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite) + "\n")
 
     def __enter__(self) -> RunLog:
         """Use as a context, so that the file is closed whatever happens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from aeris.config import ModelConfig
+from aeris.model.attention import Layout
 from aeris.model.swin import Swin
 from swipe.layout import WindowLayout
 from swipe.windows import WindowGrid, WindowShard
@@ -21,7 +22,7 @@ def make_layout(config: ModelConfig) -> WindowLayout:
 
 
 def build_model(
-    config: ModelConfig, in_channels: int, out_channels: int, layout: WindowLayout, device: torch.device | str
+    config: ModelConfig, in_channels: int, out_channels: int, layout: Layout, device: torch.device | str
 ) -> Swin:
     """Build the network on `device` ("meta": shapes only), uninitialised, in fp32 (fp64 in fp64 runs)."""
     dtype = torch.float64 if config.precision == "fp64" else torch.float32

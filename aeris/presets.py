@@ -5,7 +5,7 @@ Sources: [paper] AERIS, arXiv 2509.13523; [code] the authors' public snapshot an
 
 | preset  | parameters | status                                                                    |
 | ------- | ---------- | ------------------------------------------------------------------------- |
-| tiny    | 1.27 M     | ours: learns in minutes on two cores                                      |
+| tiny    | 1.28 M     | ours: learns in minutes on two cores                                      |
 | 1.3b-*  | 1.31 B     | published runs, 6h and 24h; RoPE on, real decay, true-mean clip are ours  |
 | 13b     | 13.1 B     | width, heads, hidden [code]; depth and window [inferred]                  |
 | 40b     | 40.8 B     | sizes [code]; objective ours (the published run regressed residuals)      |

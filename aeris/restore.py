@@ -33,6 +33,11 @@ def open_store(config: RunConfig) -> Store:
             f"the store {path} has a grid of {rows} x {cols}, the run expects {model.rows} x {model.cols}: "
             f"pass --model.rows {rows} --model.cols {cols} and a --model.window that divides both"
         )
+    if store.row_offset != model.row_offset:
+        raise ValueError(
+            f"the store {path} begins at row {store.row_offset} of its original grid, the run expects row "
+            f"{model.row_offset}: pass --model.row-offset {store.row_offset}"
+        )
     wanted = config.data.channels
     if wanted and tuple(store.names) != tuple(wanted):
         missing = [name for name in wanted if name not in store.names]

@@ -76,6 +76,7 @@ class Training:
         meta = {
             "images_seen": self.images_seen,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "channels": list(self.store.names),
             "fingerprint": self.store.fingerprint,
         }
@@ -92,6 +93,7 @@ class Training:
         check_fingerprint(meta["fingerprint"], self.store)
         checkpoint.load(found[-1], self.tensors())
         self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
+        self.skipped_in_a_row = meta["skipped_in_a_row"]
         return True
 
 

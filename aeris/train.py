@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -25,9 +26,10 @@ from aeris.data.loader import Sample, SampleDataset, make_loader
 from aeris.flops import costs, measure_gemm_rate
 from aeris.log import RunLog, console, progress_bar, run_program
 from aeris.model.swin import DTYPES
+from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
 from aeris.rates import Rates
-from aeris.restore import check_same_run, open_store
+from aeris.restore import channel_counts, check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
 from swipe.backend import choose_device, keep_freed_memory
 
@@ -56,28 +58,29 @@ def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
     """Check all that can be wrong, write config.json, build the run, and load its newest checkpoint.
 
     Raises:
-        ValueError, OSError: sizes that do not divide, another run in `run_dir`, a directory that cannot be
-        written,
-            other data than before.
+        ValueError: settings that do not fit, another run in `run_dir`, other data than before.
+        OSError: `run_dir` cannot be written.
     """
-    train = config.train
-    if train.batch % train.microbatch:
-        raise ValueError(f"--train.microbatch {train.microbatch} does not divide --train.batch {train.batch}")
-    if train.images < 1 or train.microbatch < 1:
-        raise ValueError("--train.images and --train.microbatch must be at least 1")
+    configs.check(config)
     store = open_store(config)
+    build_model(config.model, *channel_counts(len(store.names)), make_layout(config.model), "meta")
     check_same_run(config, run_dir)
-    run = Training(config, run_dir, store, device)
-    resumed = run.resume()
-    for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
-        directory.mkdir(parents=True, exist_ok=True)
-    configs.save(config, run_dir / "config.json")
+    try:
+        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
+            directory.mkdir(parents=True, exist_ok=True)
+        run = Training(config, run_dir, store, device)
+        resumed = run.resume()
+        configs.save(config, run_dir / "config.json")
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
+        ) from None
     parameters = sum(p.numel() for p in run.model.parameters())
     console.print(
         f"{run_dir}: {parameters:,} parameters on {device}, torch {torch.__version__}, data {store.path}"
     )
     if resumed:
-        console.print(f"resuming at image {run.images_seen:,} of {train.images:,}")
+        console.print(f"resuming at image {run.images_seen:,} of {config.train.images:,}")
     return run
 
 
@@ -94,13 +97,16 @@ class Display:
         self._said = time.monotonic()
 
     def smooth(self, loss: float) -> None:
-        """Take in the loss of a step: a moving average over about 50 of them."""
+        """Take in the loss of a step: a moving average over about 50 of them, skipped steps left out."""
+        if not math.isfinite(loss):
+            return
         self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
 
     def show(self, record: dict[str, Any]) -> None:
         """Show a record."""
+        loss = math.nan if self._loss is None else self._loss
         numbers = (
-            f"loss {self._loss:.3f} {record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s "
+            f"loss {loss:.3f} {record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s "
             f"MFU {record['mfu']:.0%} data {record['data_wait']:.0%}"
         )
         self.bar.update(self._task, completed=record["images_seen"], numbers=numbers)
@@ -170,6 +176,7 @@ def plot(run_dir: Path) -> None:
 def dry_run(arguments: Arguments) -> None:
     """Print the resolved configuration and what a step costs; build nothing but shapes."""
     config = arguments.config
+    configs.check(config)
     channels = len(config.data.channels) or len(open_store(config).names)
     found = costs(config, channels)
     if arguments.json:
@@ -192,12 +199,16 @@ def dry_run(arguments: Arguments) -> None:
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Read the command line over the preset it names (tiny if none)."""
-    preset = next((word for word in argv if word in PRESETS), "tiny")
-    default = Arguments(preset=preset, config=PRESETS[preset]())  # type: ignore[arg-type]
-    return tyro.cli(
-        Arguments, args=argv, default=default, prog="python -m aeris.train", description=Arguments.__doc__
-    )
+    """Read the command line over the preset it names (tiny if none); the run directory is named after it."""
+    preset = "tiny"
+    while True:
+        default = Arguments(preset=preset, run_dir=Path("runs") / preset, config=PRESETS[preset]())  # type: ignore[arg-type]
+        found = tyro.cli(
+            Arguments, args=argv, default=default, prog="python -m aeris.train", description=Arguments.__doc__
+        )
+        if found.preset == preset:
+            return found
+        preset = found.preset  # read again, now over the settings of the preset that was named
 
 
 def main() -> None:

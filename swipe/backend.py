@@ -18,7 +18,9 @@ def choose_device(name: str) -> torch.device:
     present = [kind for kind in ("cuda", "xpu") if getattr(torch, kind).is_available()] + ["cpu"]
     if name == "auto":
         return torch.device(present[0])
-    if name.split(":")[0] not in present:
+    kind, _, number = name.partition(":")
+    count = 1 if kind == "cpu" else getattr(torch, kind).device_count() if kind in present else 0
+    if kind not in present or (number and not (number.isdigit() and int(number) < count)):
         raise ValueError(f"--device {name} is not available here: choose one of auto, {', '.join(present)}")
     return torch.device(name)
 
@@ -34,4 +36,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # not glibc: macOS, musl, Windows
         return False
     largest = 2**31 - 1
-    return bool(mallopt(_M_MMAP_THRESHOLD, largest) and mallopt(_M_TRIM_THRESHOLD, largest))
+    trim = mallopt(_M_TRIM_THRESHOLD, largest)
+    # Older glibc refuses more than 32 MB here.
+    return bool((mallopt(_M_MMAP_THRESHOLD, largest) or mallopt(_M_MMAP_THRESHOLD, 2**25)) and trim)

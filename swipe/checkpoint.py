@@ -90,7 +90,8 @@ def save(root: Path, images: int, tensors: dict[str, Tensor], meta: dict[str, An
     """
     final = root / f"{_PREFIX}{images:012d}"
     partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for unfinished in root.glob(f"{_PREFIX}*.partial"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         writer = FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)

@@ -12,7 +12,7 @@ from aeris.data import convert
 
 FIELDS = Path(__file__).parent / "data" / "files" / "ecmwf_open_10deg_20240603.nc"
 SMALL = ["--model.width", "16", "--model.heads", "2", "--model.hidden", "24", "--model.layers", "2"]
-GRID = ["--model.rows", "18", "--model.cols", "36", "--model.window", "6"]
+GRID = ["--model.rows", "18", "--model.cols", "36", "--model.window", "6", "--model.row-offset", "1"]
 
 
 def test_from_netcdf_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,12 @@ def test_records_after_the_checkpoint_are_cut_and_broken_lines_dropped(tmp_path:
     )
     with RunLog(path, 4) as log:
         log.write({"images_seen": 6, "loss": 1.0})
+        log.write({"images_seen": 8, "loss": float("nan")})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"images_seen": 2}, {"images_seen": 4}, {"images_seen": 6, "loss": 1.0}
+        {"images_seen": 2},
+        {"images_seen": 4},
+        {"images_seen": 6, "loss": 1.0},
+        {"images_seen": 8, "loss": None},
     ]  # fmt: skip
 
 

@@ -81,6 +81,14 @@ def test_checkpointing_trades_memory_for_work() -> None:
     assert recompute_flops(ModelConfig(), 20, 8) == 0
 
 
+def test_activations_are_those_of_fused_attention() -> None:
+    """The 1.3B network keeps about the published 13 d + 4 m bf16 numbers a token and block, not T x T."""
+    config = PRESETS["1.3b-24h"]()
+    numbers = 13 * config.model.width + 4 * config.model.hidden
+    estimate = 2 * numbers * config.model.rows * config.model.cols * config.model.layers * config.model.blocks
+    assert 0.8 < costs(config, 70)["memory_bytes"]["activations"] / estimate < 1.6
+
+
 def test_tiny_divides_under_every_small_layout() -> None:
     """wp up to 2 x 4, sp 1, 2, 4, pp up to 4."""
     model = PRESETS["tiny"]().model

@@ -228,6 +228,14 @@ def other_store(tmp_path: Path) -> Path:
         ({"model": {"rows": 48}}, "--model.rows 24 --model.cols 48"),
         ({"model": {"heads": 3}}, "multiple of the 3 heads"),
         ({"train": {"batch": 3, "microbatch": 2}}, "microbatch 2 does not divide"),
+        ({"train": {"microbatch": 0}}, "--train.microbatch is 0: it must be at least 1"),
+        ({"train": {"log_every": 0}}, "--train.log-every is 0"),
+        ({"model": {"heads": 0}}, "--model.heads is 0"),
+        ({"model": {"layers": 0}}, "--model.layers is 0"),
+        ({"checkpoint": {"keep": 0}}, "--checkpoint.keep is 0"),
+        ({"model": {"precision": "fp64"}}, "fp64 needs both"),
+        ({"model": {"row_offset": 1}}, "pass --model.row-offset 0"),
+        ({"diffusion": {"sigma_min": 0.0}}, "must be positive and rise"),
         ({"data": {"channels": ("t2m", "z1000")}}, "it lacks z1000"),
         ({"data": {"interval_h": 18}}, "not 18 h"),
         ({"data": {"store": "/nowhere"}}, "/nowhere"),
@@ -271,7 +279,9 @@ def test_a_bad_value_in_the_data_is_one_line(workers: int, tmp_path: Path) -> No
 def test_an_unwritable_run_directory_is_one_error(tmp_path: Path) -> None:
     """A path below a file: the system's own words, nothing trained."""
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(
+        OSError, match="cannot write the run directory .*Not a directory.*choose another --run-dir"
+    ):
         train.prepare(small(4), tmp_path / "file" / "run", CPU)
 
 
@@ -288,6 +298,9 @@ def test_command_line(
         and arguments.run_dir == tmp_path
     )
     assert train.parse([]).config == PRESETS["tiny"]()
+    named = train.parse(["--run-dir", "tiny", "13b"])  # a word is a preset only in its place
+    assert named.preset == "13b" and named.config == PRESETS["13b"]() and named.run_dir == Path("tiny")
+    assert train.parse(["40b"]).run_dir == Path("runs/40b")
     monkeypatch.setattr(
         "sys.argv", ["train", "tiny", "--dry-run", "--json", "--run-dir", str(tmp_path / "none")]
     )

@@ -24,6 +24,8 @@ from aeris.log import console, progress_bar, run_program
 def main() -> None:
     """Run the program."""
     options = tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,), prog="python -m aeris.data.convert")
+    if options.json and not options.dry_run:
+        raise ValueError("--json goes with --dry-run")
     conversion = plan(options)
     if options.dry_run and options.json:
         print(json.dumps(summary(conversion)))

@@ -136,6 +136,7 @@ class ForecastWriter:
         self._files.finish()
         old = self.path.with_name(self.path.name + ".old")
         if self.path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # left by a kill between the next lines
             self.path.replace(old)
         (self.partial / CONTENTS).replace(self.path)
         shutil.rmtree(self.partial)

@@ -86,7 +86,7 @@ def for_training(config: SamplerConfig, diffusion: DiffusionConfig) -> SamplerCo
     """Fill the open ends of the noise levels with those a network was trained on.
 
     Raises:
-        ValueError: levels outside log-uniform training: the network has never seen them.
+        ValueError: an empty range, or levels outside log-uniform training: the network has never seen them.
     """
     least, most = diffusion.sigma_min, diffusion.sigma_max
     low, high = config.sigma_min or least, config.sigma_max or most
@@ -95,7 +95,9 @@ def for_training(config: SamplerConfig, diffusion: DiffusionConfig) -> SamplerCo
             f"the sampler goes from sigma {high:g} to {low:g}, but the network was trained from {least:g} to "
             f"{most:g} only: stay inside, or leave sigma_min and sigma_max at 0 to take that range"
         )
-    return dataclasses.replace(config, sigma_min=low, sigma_max=high)
+    closed = dataclasses.replace(config, sigma_min=low, sigma_max=high)
+    noise_levels(closed)
+    return closed
 
 
 def noise_levels(config: SamplerConfig) -> list[float]:

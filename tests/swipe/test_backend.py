@@ -27,6 +27,7 @@ def test_auto_takes_the_accelerator(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: xpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device(name) == torch.device(expected)
 
 
@@ -61,5 +62,6 @@ def test_freed_memory_is_kept() -> None:
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="cuda is not available here: choose one of auto, cpu"):
-        choose_device("cuda")
+    for name in ("cuda", "cuda:1", "cpu:foo", "cpu:1", "tpu"):
+        with pytest.raises(ValueError, match=f"{name} is not available here: choose one of auto, cpu"):
+            choose_device(name)
