@@ -39,7 +39,7 @@ def progress_bar(*fields: str) -> Progress:
     """Make the live progress line: a bar, done/total, the named `fields`, time left; 80 columns hold it."""
     return Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=12),
+        BarColumn(bar_width=8),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
         TimeRemainingColumn(),

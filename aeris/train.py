@@ -92,7 +92,7 @@ class Display:
     def __init__(self, images: int, images_seen: int) -> None:
         """Make the line; it shows while `bar` is open as a context."""
         self.bar = progress_bar("numbers")
-        self._task = self.bar.add_task("train", total=images, completed=images_seen, numbers="")
+        self._task = self.bar.add_task("", total=images, completed=images_seen, numbers="")
         self._loss: float | None = None
         self._said = time.monotonic()
 
