@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from aeris.config import ModelConfig, RunConfig
-from aeris.data.forcing import FORCINGS
 from aeris.model.attention import Layout
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model, make_layout
+from aeris.restore import channel_counts
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "optimizer": 8, "ema": 4}
 
@@ -100,7 +100,7 @@ def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
 
 def costs(config: RunConfig, channels: int) -> dict[str, Any]:
     """Say what training a state of `channels` costs: parameters, FLOPs and, on one device, bytes by part."""
-    counts = 2 * channels + len(FORCINGS), channels
+    counts = channel_counts(channels)
     model = build_model(config.model, *counts, FusedLayout(make_layout(config.model)), "meta")
     parameters = sum(p.numel() for p in model.parameters())
     parts = flops_per_sample(config.model, *counts)

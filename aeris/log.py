@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -25,7 +24,9 @@ def run_program(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to start fast
+            raise
         reason = str(error).splitlines()[0]
         hint = "try a smaller --train.microbatch or --batch, or --model.checkpointing block"
         stderr.print(Text.assemble(("error: ", "bold red"), f"{reason}: {hint}"))

@@ -68,13 +68,13 @@ def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
     try:
         for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
             directory.mkdir(parents=True, exist_ok=True)
-        run = Training(config, run_dir, store, device)
-        resumed = run.resume()
-        configs.save(config, run_dir / "config.json")
     except OSError as error:
         raise OSError(
             f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
         ) from None
+    run = Training(config, run_dir, store, device)
+    resumed = run.resume()
+    configs.save(config, run_dir / "config.json")
     parameters = sum(p.numel() for p in run.model.parameters())
     console.print(
         f"{run_dir}: {parameters:,} parameters on {device}, torch {torch.__version__}, data {store.path}"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,11 @@ class Options:
     """auto, cpu, cuda or xpu."""
 
 
+def both_passes(function: Callable[..., Tensor], leaves: list[Tensor], grad: Tensor) -> None:
+    """Attend, and take the gradients of q, k and v."""
+    torch.autograd.grad(function(*leaves), leaves, grad)
+
+
 def main() -> None:
     """Run the benchmark."""
     options = tyro.cli(Options, description=Options.__doc__)
@@ -52,17 +59,10 @@ def main() -> None:
             shape = (windows, options.heads, side**2, options.head_dim)
             q, k, v, grad = (torch.randn(shape, device=device).to(DTYPES[precision]) for _ in range(4))
             leaves = [x.requires_grad_() for x in (q, k, v)]
-
-            def both_ways(function: object, leaves: list[Tensor] = leaves, grad: Tensor = grad) -> None:
-                torch.autograd.grad(function(*leaves), leaves, grad)  # type: ignore[operator]
-
-            pairs = [
-                (
-                    seconds(lambda f=written_out, go=both_ways: go(f), device),  # type: ignore[misc]
-                    seconds(lambda f=F.scaled_dot_product_attention, go=both_ways: go(f), device),  # type: ignore[misc]
-                )
-                for _ in range(options.rounds + 2)
-            ][2:]
+            ways = [
+                partial(both_passes, f, leaves, grad) for f in (written_out, F.scaled_dot_product_attention)
+            ]
+            pairs = [[seconds(way, device) for way in ways] for _ in range(options.rounds + 2)][2:]
             ours, fused = (statistics.median(column) * 1e3 for column in zip(*pairs))
             ratio = statistics.median(b / a for a, b in pairs)
             table.add_row(str(side), precision, f"{ours:.2f}", f"{fused:.2f}", f"{ratio:.2f}")

@@ -44,6 +44,18 @@ def test_mistakes_are_one_line(error: BaseException, status: int, capsys: pytest
     assert str(error) in said and said.count("\n") == 1
 
 
+def test_too_little_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's own error, on any device, becomes a line with the settings that help."""
+    import torch
+
+    def main() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    with pytest.raises(SystemExit):
+        run_program(main)
+    assert "--train.microbatch" in capsys.readouterr().err
+
+
 def test_our_own_mistakes_keep_their_traceback() -> None:
     """A bug is not dressed up as the user's."""
     with pytest.raises(ZeroDivisionError):

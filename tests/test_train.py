@@ -298,6 +298,7 @@ def test_command_line(
         and arguments.run_dir == tmp_path
     )
     assert train.parse([]).config == PRESETS["tiny"]()
+    assert all(train.parse([name]).preset == name for name in PRESETS)
     named = train.parse(["--run-dir", "tiny", "13b"])  # a word is a preset only in its place
     assert named.preset == "13b" and named.config == PRESETS["13b"]() and named.run_dir == Path("tiny")
     assert train.parse(["40b"]).run_dir == Path("runs/40b")
