@@ -8,6 +8,7 @@ straddles the row edge do not see each other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,15 +81,83 @@ class WindowGrid:
 
 @dataclass(frozen=True)
 class WindowShard:
-    """The windows one rank owns, as (wy, wx) in local order, each whole and with its tokens row-major."""
+    """The part of an image one rank holds: some windows, and a part of the tokens of each.
+
+    A window is cut into four quadrants (top-left, top-right, bottom-left, bottom-right), the quadrants into
+    gcd(sp, 4) equal sets, and every quadrant of a set into strips. Rank `sp_rank` of the `sp` that share a
+    window holds one strip of each quadrant of one set: one quadrant strip if 4 divides sp, two half windows
+    if sp is 2, everything if it is 1. Its local tokens are those strips one after the other, row-major inside
+    each: a *piece* is one such strip in one window.
+
+    Attributes:
+        windows: (wy, wx) of the windows, in local order.
+        sp: ranks that share each window.
+        sp_rank: which of them this one is.
+
+    Raises:
+        ValueError: a quadrant cannot be cut into that many strips.
+    """
 
     grid: WindowGrid
     windows: tuple[tuple[int, int], ...]
+    sp: int = 1
+    sp_rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the strips are equal."""
+        if not 0 <= self.sp_rank < self.sp:
+            raise ValueError(f"rank {self.sp_rank} is not one of {self.sp}")
+        if (self.grid.window // 2) ** 2 % self.strips:
+            raise ValueError(
+                f"a quadrant of {self.grid.window // 2} x {self.grid.window // 2} tokens cannot be cut into "
+                f"{self.strips} equal strips, which {self.sp} ranks to a window need"
+            )
 
     @classmethod
     def full(cls, grid: WindowGrid) -> WindowShard:
-        """Own every window, in row-major order: the shard of a run on one rank."""
-        return cls(grid, tuple((wy, wx) for wy in range(grid.windows_y) for wx in range(grid.windows_x)))
+        """Hold every window whole, in row-major order: the shard of a run on one rank."""
+        return cls.dealt(grid, (1, 1), (0, 0))
+
+    @classmethod
+    def dealt(
+        cls, grid: WindowGrid, ranks: tuple[int, int], place: tuple[int, int], sp: int = 1, sp_rank: int = 0
+    ) -> WindowShard:
+        """Deal the windows to `ranks` = (wp_y, wp_x) like cards, and take the hand of `place` = (py, px).
+
+        Window (wy, wx) goes to (wy mod wp_y, wx mod wp_x), so neighbours lie on neighbouring ranks.
+
+        Raises:
+            ValueError: the hands would not be equal.
+        """
+        if grid.windows_y % ranks[0] or grid.windows_x % ranks[1]:
+            raise ValueError(
+                f"{grid.windows_y} x {grid.windows_x} windows cannot be dealt evenly to "
+                f"{ranks[0]} x {ranks[1]} ranks"
+            )
+        rows, cols = range(place[0], grid.windows_y, ranks[0]), range(place[1], grid.windows_x, ranks[1])
+        return cls(grid, tuple((wy, wx) for wy in rows for wx in cols), sp, sp_rank)
+
+    @property
+    def whole(self) -> WindowShard:
+        """The same windows, each with all its tokens."""
+        return WindowShard(self.grid, self.windows)
+
+    @property
+    def sets(self) -> int:
+        """Number of sets the quadrants of a window are divided into."""
+        return math.gcd(self.sp, 4)
+
+    @property
+    def strips(self) -> int:
+        """Number of strips a quadrant is cut into."""
+        return self.sp // self.sets
+
+    @property
+    def quadrants(self) -> tuple[int, ...]:
+        """The quadrants of which this rank holds a strip: 2 qy + qx."""
+        count = 4 // self.sets
+        first = self.sp_rank // self.strips * count
+        return tuple(range(first, first + count))
 
     def slab(self, window: int) -> tuple[int, int, int, int]:
         """Return (row0, row1, col0, col1), half open, of local window `window` in the unshifted tiling."""
@@ -96,26 +165,23 @@ class WindowShard:
         side = self.grid.window
         return wy * side, (wy + 1) * side, wx * side, (wx + 1) * side
 
+    def positions(self) -> NDArray[np.int64]:
+        """Return (row, column) inside the window of every local token, int64 [T, 2]."""
+        half = self.grid.window // 2
+        strip = self.sp_rank % self.strips
+        within = np.moveaxis(np.indices((half, half)), 0, -1).reshape(self.strips, -1, 2)[strip]
+        corners = np.array([divmod(quadrant, 2) for quadrant in self.quadrants], dtype=np.int64) * half
+        return np.asarray((corners[:, None] + within).reshape(-1, 2), dtype=np.int64)
+
     def token_index(self) -> NDArray[np.int64]:
-        """Number every local token by its place in the image, row * cols + col: int64 [N, T]."""
-        side = self.grid.window
-        corners = np.array(self.windows, dtype=np.int64).reshape(-1, 2) * side
-        row_T, col_T = (axis.reshape(-1) for axis in np.indices((side, side)))
-        index = (corners[:, :1] + row_T) * self.grid.cols + corners[:, 1:] + col_T
-        return np.asarray(index, dtype=np.int64)
+        """Number every local token by its place in the unshifted image, row * cols + col: int64 [N, T]."""
+        corners = np.array(self.windows, dtype=np.int64).reshape(-1, 2) * self.grid.window
+        row_NT, col_NT = np.moveaxis(corners[:, None] + self.positions(), -1, 0)
+        return np.asarray(row_NT * self.grid.cols + col_NT, dtype=np.int64)
 
+    def split(self, tokens: int) -> tuple[int, ...]:
+        """Return dims (sets, quadrants of a set, strips, rest) of `tokens` of a whole window in its order.
 
-def shift_permutation(grid: WindowGrid) -> NDArray[np.int64]:
-    """Say where every token of the shifted tiling comes from: int64 [N * T], window-major positions.
-
-    The image moves up and left by half a window on the torus. With windows cut into four quadrants this is a
-    swap of quadrants between neighbouring windows, which is why a shift costs one exchange and no halo
-    (SWiPe, arXiv 2509.13523).
-    """
-    half = grid.window // 2
-    order = WindowShard.full(grid).token_index()
-    place = np.empty(grid.rows * grid.cols, dtype=np.int64)
-    place[order.reshape(-1)] = np.arange(order.size)
-    row, col = np.divmod(order, grid.cols)
-    source = (row + half) % grid.rows * grid.cols + (col + half) % grid.cols
-    return np.asarray(place[source].reshape(-1))
+        Rank (set, strip) holds [set, :, strip]: how one rank hands a window's tokens to the others.
+        """
+        return self.sets, 4 // self.sets, self.strips, tokens // (4 * self.strips)

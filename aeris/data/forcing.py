@@ -113,12 +113,13 @@ class Forcing:
             roll: as if the globe had been turned by so many columns; see `Store.read_windows`.
         """
         tokens_NT = shard.token_index()
-        side = shard.grid.window
-        corners = side * np.array(shard.windows)
+        side, corners = shard.grid.window, shard.grid.window * np.array(shard.windows)
         within = np.arange(side)
+        # Whole windows as rows x cols, so that sines are taken per row and column; then this rank's tokens.
         latitude_deg = self._latitude_deg[(corners[:, :1] + within)[:, :, None]]
         longitude_deg = self._longitude_deg[(corners[:, 1:] + within - roll)[:, None, :] % shard.grid.cols]
-        now, then = (x.reshape(tokens_NT.shape) for x in self._solar(time, latitude_deg, longitude_deg))
+        row_T, col_T = shard.positions().T
+        now, then = (x[:, row_T, col_T] for x in self._solar(time, latitude_deg, longitude_deg))
         static = (np.roll(x, roll, axis=1) if roll else x for x in (self._orography_YX, self._land_YX))
         orography, land = (x.reshape(-1)[tokens_NT] for x in static)
         return np.stack([now, orography, land, then], axis=-1)

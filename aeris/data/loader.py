@@ -10,6 +10,7 @@ Shapes: B batch, N windows, T tokens per window, C channels, F forcings.
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,13 +117,12 @@ def _columns(seed: int, image: int, cols: int) -> int:
 
 def make_loader(
     dataset: SampleDataset,
-    first_image: int,
-    last_image: int,
+    images: Iterable[int],
     microbatch: int,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Sample]:
-    """Read images `first_image` to `last_image` (exclusive) in order, `microbatch` at a time.
+    """Read `images` in order, `microbatch` at a time.
 
     Workers are started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
     Each opens the store for itself.
@@ -135,7 +135,7 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_size=microbatch,
-        sampler=range(first_image, last_image),
+        sampler=images,
         num_workers=workers,
         pin_memory=pin_memory,
         **parallel,

@@ -116,7 +116,7 @@ class Store:
         return x_CYX
 
     def read_windows(self, index: int, shard: WindowShard, roll: int = 0) -> Field:
-        """Read the windows of one rank and nothing else: float32 [N, T, C], masked points filled.
+        """Read a rank's tokens, from its windows only: float32 [N, T, C], masked points filled.
 
         Args:
             roll: read as if the globe had been turned by so many columns, as `np.roll` along longitude.
@@ -137,13 +137,21 @@ class Store:
             )
         file, local = self._years.locate(index)
         corners = [(wy * side, (wx * side - roll) % self.cols) for wy, wx in shard.windows]
-        x_NTC = np.empty((len(corners), grid.tokens, len(self.names)), dtype=np.float32)
+        half, channels = side // 2, len(self.names)
+        x_NTC = np.empty((len(corners), grid.tokens // shard.sp, channels), dtype=np.float32)
+        sets, quadrants, strips, tokens = shard.split(grid.tokens)
+        held = divmod(shard.sp_rank, strips)
         if side == self.window:
             blocks = self._from_chunks(file, local, corners)
         else:
             blocks = (self._read_across(file, local, corner, side) for corner in corners)
         for window, x_CWW in enumerate(blocks):
-            x_NTC[window] = x_CWW.reshape(len(self.names), -1).T
+            x_QTC = x_CWW.reshape(channels, 2, half, 2, half).transpose(1, 3, 2, 4, 0)
+            if shard.sp == 1:
+                x_NTC[window].reshape(2, 2, half, half, channels)[:] = x_QTC
+            else:
+                x = x_QTC.reshape(sets, quadrants, strips, tokens, channels)
+                x_NTC[window] = x[held[0], :, held[1]].reshape(-1, channels)
         for number, hidden_NT in self._hidden_of(shard):
             x_NTC[..., number][hidden_NT] = self.fill_C[number]
         if not np.isfinite(x_NTC.sum()):

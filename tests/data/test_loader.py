@@ -112,7 +112,7 @@ def test_masked_points_are_zero(store_path: Path) -> None:
 
 
 def read(dataset: SampleDataset, first: int, last: int, microbatch: int, workers: int) -> list[Sample]:
-    return list(make_loader(dataset, first, last, microbatch, workers))
+    return list(make_loader(dataset, range(first, last), microbatch, workers))
 
 
 def test_starting_at_an_image_gives_the_rest_of_the_run(dataset: SampleDataset) -> None:

@@ -62,8 +62,18 @@ def test_windows_are_pieces_of_the_field(store_path: Path, window: int, kind: st
         expected = field_CYX.reshape(20, -1).T[shard.token_index()]
         np.testing.assert_array_equal(store.read_windows(index, shard), expected)
         for number, (row0, row1, col0, col1) in enumerate(map(shard.slab, range(len(shard.windows)))):
-            slab = field_CYX[:, row0:row1, col0:col1].reshape(20, -1).T
-            np.testing.assert_array_equal(store.read_windows(index, shard)[number], slab)
+            slab = field_CYX[:, row0:row1, col0:col1].reshape(20, 2, window // 2, 2, -1)
+            quadrants = slab.transpose(1, 3, 2, 4, 0).reshape(-1, 20)
+            np.testing.assert_array_equal(store.read_windows(index, shard)[number], quadrants)
+
+
+@pytest.mark.parametrize("sp", [2, 3, 4, 6, 12])
+def test_a_rank_can_read_its_strips_only(store_path: Path, sp: int) -> None:
+    store = Store(store_path)
+    for sp_rank in range(sp):
+        shard = WindowShard.dealt(WindowGrid(12, 24, 12), (1, 2), (0, 1), sp, sp_rank)
+        expected = store.read(3).reshape(20, -1).T[shard.token_index()]
+        np.testing.assert_array_equal(store.read_windows(3, shard), expected)
 
 
 def test_masked_points_have_one_fill_value_whoever_reads_them(store_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swipe.windows import WindowGrid, WindowShard, shift_permutation, windows_that_fit
+from swipe.windows import WindowGrid, WindowShard, windows_that_fit
 
 
 @pytest.mark.parametrize(
     ("rows", "cols", "window"), [(24, 48, 12), (8, 12, 4), (18, 36, 6), (4, 4, 2), (720, 1440, 30)]
 )
 def test_every_token_is_owned_once(rows: int, cols: int, window: int) -> None:
-    """The numbers of a full shard are a permutation of the image, and lie in their slabs."""
+    """A full shard numbers the image once; a window's numbers are its four quadrants in turn."""
     grid = WindowGrid(rows, cols, window)
     shard = WindowShard.full(grid)
     index = shard.token_index()
@@ -21,19 +21,45 @@ def test_every_token_is_owned_once(rows: int, cols: int, window: int) -> None:
     image = np.arange(rows * cols).reshape(rows, cols)
     for n in (0, grid.windows // 2, grid.windows - 1):
         row0, row1, col0, col1 = shard.slab(n)
-        assert np.array_equal(image[row0:row1, col0:col1].reshape(-1), index[n])
+        top, bottom = np.split(image[row0:row1, col0:col1], 2)
+        quadrants = [part for half in (top, bottom) for part in np.split(half, 2, axis=1)]
+        assert np.array_equal(np.concatenate([q.reshape(-1) for q in quadrants]), index[n])
 
 
-@pytest.mark.parametrize(("rows", "cols", "window"), [(24, 48, 12), (8, 12, 4), (4, 8, 4)])
-def test_shift_is_a_permutation_equal_to_roll(rows: int, cols: int, window: int) -> None:
-    """The shift, read through the windows, is numpy's roll of the image by half a window."""
-    grid = WindowGrid(rows, cols, window)
-    order = WindowShard.full(grid).token_index().reshape(-1)
-    permutation = shift_permutation(grid)
-    assert np.array_equal(np.sort(permutation), np.arange(rows * cols))
-    image = np.random.default_rng(0).standard_normal((rows, cols))
-    rolled = np.roll(image, (-window // 2, -window // 2), (0, 1))
-    assert np.array_equal(image.reshape(-1)[order][permutation], rolled.reshape(-1)[order])
+@pytest.mark.parametrize("wp", [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("sp", [1, 2, 3, 4, 6, 9, 12, 36])
+def test_shards_share_out_the_image(wp: tuple[int, int], sp: int) -> None:
+    """Over all ranks every token is held once, and positions are those of the tokens inside their windows."""
+    grid = WindowGrid(24, 36, 12)
+    found = []
+    for py, px in np.ndindex(*wp):
+        whole = WindowShard.dealt(grid, wp, (py, px))
+        assert all(wy % wp[0] == py and wx % wp[1] == px for wy, wx in whole.windows)
+        for sp_rank in range(sp):
+            shard = WindowShard.dealt(grid, wp, (py, px), sp, sp_rank)
+            index, positions = shard.token_index(), shard.positions()
+            assert shard.whole == whole and index.shape == (len(whole.windows), 144 // sp)
+            row, col = np.divmod(index, grid.cols)
+            assert np.array_equal(
+                np.stack((row % 12, col % 12), -1), np.broadcast_to(positions, (*row.shape, 2))
+            )
+            # How a reader finds this rank's tokens among those of the whole windows.
+            sets, quadrants, strips, rest = shard.split(grid.tokens)
+            cut = whole.token_index().reshape(-1, sets, quadrants, strips, rest)
+            assert np.array_equal(cut[:, sp_rank // strips, :, sp_rank % strips].reshape(index.shape), index)
+            found.append(index.reshape(-1))
+    assert np.array_equal(np.sort(np.concatenate(found)), np.arange(24 * 36))
+
+
+def test_unequal_shards_are_refused() -> None:
+    """A quadrant that does not divide into strips, windows that do not divide over ranks."""
+    grid = WindowGrid(24, 36, 12)
+    with pytest.raises(ValueError, match="6 x 6 tokens cannot be cut into 5 equal strips, which 20 ranks"):
+        WindowShard.full(grid).dealt(grid, (1, 1), (0, 0), 20, 0)
+    with pytest.raises(ValueError, match="2 x 3 windows cannot be dealt evenly to 1 x 2 ranks"):
+        WindowShard.dealt(grid, (1, 2), (0, 0))
+    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+        WindowShard(grid, ((0, 0),), 2, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,294 @@
+"""Every communication call of the training: few, named, logged in bytes, with errors that say who waited.
+
+Traps these functions keep shut (docs/beware.md): both sides of a collective are contiguous and freshly
+allocated; handles of sends are kept until they are waited for; a send is listed before a receive. Parameter
+gathering and gradient reduction (torch's FSDP2) and checkpoints (torch's DCP) make their own calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Policy = Literal["async", "batched", "parity"]
+"""How point-to-point messages are posted: each by itself; in one batch, sends first; or blocking, in an order
+that cannot deadlock, over groups of two ranks."""
+
+SHIFT_TAG, FORWARD_TAG, BACKWARD_TAG, HEADER_TAG, DATA_TAG = range(1, 6)  # streams that gloo keeps apart
+
+
+class CommunicationError(ConnectionError):
+    """Another rank died, is stuck, or sent what was not expected; says who waited for what."""
+
+
+class AgreedError(ValueError):
+    """An error every rank raises in the same words, so that one of them can say it for all."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate, along one or more axes of the mesh.
+
+    Attributes:
+        name: the axes it crosses, for messages and the log.
+        ranks: global ranks, ascending.
+        rank: this rank's number among them.
+        handle: torch's process group; None for a group of one.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    rank: int
+    handle: Any = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+
+ALONE = Group("one rank", (0,), 0)
+
+
+class Sent(NamedTuple):
+    """One entry of the byte log: what this rank sent."""
+
+    operation: str
+    group: str
+    peers: int
+    """Ranks it went to."""
+    bytes: int
+    """Bytes that left this rank; what a collective keeps local is not counted."""
+
+
+_logs: list[list[Sent]] = []
+
+
+@contextmanager
+def byte_log() -> Iterator[list[Sent]]:
+    """Collect what this rank sends while the context is open."""
+    log: list[Sent] = []
+    _logs.append(log)
+    try:
+        yield log
+    finally:
+        _logs.remove(log)
+
+
+def _note(operation: str, group: str, peers: int, count: int) -> None:
+    for log in _logs:
+        log.append(Sent(operation, group, peers, count))
+
+
+FAILURES = ("onnection", "timed out", "imeout", "peer", "roken pipe", "gloo", "NCCL", "ccl", "ocket")
+"""Words by which an error of a communication library is told from one of the computation."""
+
+
+@contextmanager
+def waiting(operation: str, group: Group | None = None) -> Iterator[None]:
+    """Turn a failure of communication inside the context into one that names rank and operation.
+
+    Raises:
+        CommunicationError: a peer died, or did not answer within the timeout of the process group.
+    """
+    try:
+        yield
+    except CommunicationError:
+        raise
+    except RuntimeError as error:
+        text = str(error).strip()
+        if not any(word in text for word in FAILURES):
+            raise
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        others = "" if group is None else f" with {_named(r for r in group.ranks if r != rank)}"
+        raise CommunicationError(
+            f"rank {rank} waited in the {operation}{others}, and that failed: a rank died or is stuck "
+            f"({_essence(text)})"
+        ) from error
+
+
+def _essence(text: str) -> str:
+    """Take the first sentence of a library's error, without the place in its source."""
+    first = re.sub(r"^(\[\S+\.(cc|cpp|h|hpp):\d+\]\s*)+", "", text.splitlines()[0])
+    return first.split(". ")[0].rstrip(".")
+
+
+def _named(ranks: Iterator[int] | Sequence[int]) -> str:
+    """Name a few ranks."""
+    numbers = list(ranks)
+    shown = ", ".join(map(str, numbers[:6])) + (f" .. {numbers[-1]}" if len(numbers) > 6 else "")
+    return f"rank{'s' if len(numbers) != 1 else ''} {shown}"
+
+
+def all_to_all(x: Tensor, group: Group, what: str) -> Tensor:
+    """Send x[i] to rank i of the group and return what came from each, [size, ...] like `x`.
+
+    Moves (size - 1) / size of the tensor's bytes.
+    """
+    if group.size == 1:
+        return x
+    x = x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)  # a non-contiguous output would be garbage
+    _note("all-to-all", group.name, group.size - 1, x.nbytes // group.size * (group.size - 1))
+    with waiting(f"all-to-all of {what} over {group.name}", group):
+        dist.all_to_all_single(out, x, group=group.handle)
+    return out
+
+
+def all_reduce(x: Tensor, group: Group, what: str) -> Tensor:
+    """Sum `x` over the group, in place; every rank gets the same bits."""
+    if group.size > 1:
+        _note("all-reduce", group.name, group.size - 1, 2 * x.nbytes * (group.size - 1) // group.size)
+        with waiting(f"sum of {what} over {group.name}", group):
+            dist.all_reduce(x, group=group.handle)
+    return x
+
+
+def broadcast(x: Tensor, group: Group, root: int, what: str) -> Tensor:
+    """Give every rank the tensor of rank number `root` of the group, in place: its bytes go to all others."""
+    if group.size > 1:
+        if group.rank == root:
+            _note("broadcast", group.name, group.size - 1, x.nbytes * (group.size - 1))
+        with waiting(f"broadcast of {what} over {group.name}", group):
+            dist.broadcast(x, group.ranks[root], group=group.handle)
+    return x
+
+
+def barrier(group: Group, what: str) -> None:
+    """Wait until every rank of the group is here."""
+    if group.size > 1:
+        with waiting(f"barrier of {what} over {group.name}", group):
+            dist.all_reduce(torch.zeros(1), group=group.handle)
+
+
+def agree(group: Group, error: str | None) -> str | None:
+    """Let all ranks know the first error any of them has (None: none has), so that all stop together."""
+    if group.size == 1:
+        return error
+    found: list[str | None] = [None] * group.size
+    with waiting(f"exchange of errors over {group.name}", group):
+        dist.all_gather_object(found, error, group=group.handle)
+    return next((text for text in found if text), None)
+
+
+def tell(group: Group, value: Any) -> Any:
+    """Return the first rank's `value`, a small plain object, on every rank of the group."""
+    if group.size == 1:
+        return value
+    told = [value]
+    with waiting(f"news from the first rank over {group.name}", group):
+        dist.broadcast_object_list(told, group.ranks[0], group=group.handle)
+    return told[0]
+
+
+@contextmanager
+def together(group: Group) -> Iterator[None]:
+    """Do on the first rank what may fail there; if it does, no rank of the group goes on.
+
+    Raises:
+        AgreedError: a ValueError or OSError was raised, in its words; alone, a rank raises that one.
+    """
+    failure: ValueError | OSError | None = None
+    try:
+        yield
+    except CommunicationError:
+        raise
+    except (ValueError, OSError) as error:
+        failure = error
+    text = agree(group, None if failure is None else str(failure) or repr(failure))
+    if failure is not None and group.size == 1:
+        raise failure
+    if text is not None:
+        raise AgreedError(text) from failure
+
+
+class Pending:
+    """Messages on their way. Keep it, or they are cancelled; `wait` before a buffer is read or changed."""
+
+    def __init__(self, works: list[Any], tensors: list[Tensor], what: str, ranks: tuple[int, ...]) -> None:
+        """Hold on to the handles and to the tensors."""
+        self._works, self._tensors, self.what, self.ranks = works, tensors, what, ranks
+
+    def wait(self) -> None:
+        """Wait until all have arrived or left.
+
+        Raises:
+            CommunicationError: a peer died or did not answer in time.
+        """
+        with waiting(f"{self.what} ({_named(self.ranks)})"):
+            for work in self._works:
+                work.wait()
+        self._works, self._tensors = [], []
+
+
+class Message(NamedTuple):
+    """A contiguous tensor to send to a global rank, or to fill from it."""
+
+    rank: int
+    tensor: Tensor
+    tag: int
+    """The stream it belongs to: messages of one stream between two ranks keep their order."""
+
+
+def exchange(
+    sends: Sequence[Message],
+    receives: Sequence[Message],
+    what: str,
+    *,
+    policy: Policy = "async",
+    sends_first: bool | None = None,
+    pairs: dict[int, Any] | None = None,
+    group: Group | None = None,
+) -> Pending:
+    """Post point-to-point messages; bytes moved are those of `sends`.
+
+    Args:
+        what: said in errors and in the byte log.
+        policy: "parity" has sent and received everything when it returns.
+        sends_first: order of "parity": one side of every pair says True, the other False. None: pair by pair
+            in ascending order, the lower rank sends first; for exchanges that all ranks enter together.
+        pairs: for "parity", a process group of two for every peer.
+        group: whose process group carries the messages; the world's by default.
+    """
+    messages = (*sends, *receives)
+    ranks = tuple(sorted({message.rank for message in messages}))
+    if sends:
+        _note("send", what, len(sends), sum(message.tensor.nbytes for message in sends))
+    handle = None if group is None else group.handle
+    works: list[Any] = []
+    with waiting(f"{what} ({_named(ranks)})"):
+        if policy == "parity":
+            for call, (rank, tensor, tag) in _in_turn(sends, receives, sends_first):
+                call(tensor, rank, group=(pairs or {}).get(rank, handle), tag=tag)
+            return Pending([], [], what, ranks)
+        if policy == "batched" and messages:
+            ops = [dist.P2POp(dist.isend, tensor, rank, handle, tag) for rank, tensor, tag in sends]
+            ops += [dist.P2POp(dist.irecv, tensor, rank, handle, tag) for rank, tensor, tag in receives]
+            works += dist.batch_isend_irecv(ops)
+        else:
+            works += [dist.isend(tensor, rank, handle, tag) for rank, tensor, tag in sends]
+            works += [dist.irecv(tensor, rank, handle, tag) for rank, tensor, tag in receives]
+    return Pending(works, [message.tensor for message in messages], what, ranks)
+
+
+def _in_turn(
+    sends: Sequence[Message], receives: Sequence[Message], sends_first: bool | None
+) -> list[tuple[Any, Message]]:
+    """Order blocking calls so that no two ranks wait for each other; see `exchange`."""
+    calls = [(dist.send, message) for message in sends] + [(dist.recv, message) for message in receives]
+    if sends_first is not None:
+        return sorted(calls, key=lambda call: ((call[0] is dist.send) != sends_first, call[1].rank))
+    own = dist.get_rank()
+
+    def turn(call: tuple[Any, Message]) -> tuple[int, int, bool]:
+        peer = call[1].rank
+        return min(own, peer), max(own, peer), (call[0] is dist.send) != (own < peer)
+
+    return sorted(calls, key=turn)
