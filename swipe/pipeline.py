@@ -1,62 +1,311 @@
 """Run the microbatches of one optimizer step through the stages of a model, by a schedule table.
 
-One process holds one stage, the whole model: the table is then F0 B0 F1 B1 ..., and training calls the same
-`step` as with many stages.
+One process that holds the whole model is a pipeline of one stage: its table is F0 B0 F1 B1 ..., and training
+calls the same `step`. The executor knows nothing of 1F1B: it takes a stage's row of the table and does what
+stands there. At most as many microbatches are alive as the table has in flight, and so many receive buffers.
+
+Shapes: B batch, N windows, T tokens per window, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from swipe.schedule import one_f_one_b
+from swipe.collectives import Message, Pending, Policy, exchange, waiting
+from swipe.edge import Arriving, Edge
+from swipe.groups import Groups, make_pairs
+from swipe.layout import WindowLayout
+from swipe.schedule import SCHEDULES, Action, Step, Transfer, lower
+from swipe.sharding import drop_gathered, last_backward
 
 
 class Microbatch(NamedTuple):
-    """What enters the first stage and what the last one is judged by."""
+    """What one forward and backward pass works on. A stage looks only at the parts it needs."""
 
-    inputs: tuple[Tensor, ...]
-    target: Tensor
+    x: Tensor | None
+    """Input of the first stage [B, N, T, C]; other stages get theirs from the stage before."""
+    conditions: tuple[Tensor, ...] = ()
+    """Further inputs of the model on every stage, [B, ...]: made on each, never sent."""
+    target: Any = None
+    """What the last stage's output is judged by."""
 
 
 class Pipeline:
-    """A model in one stage.
+    """One stage of a model, and its links to the stages before and after.
 
     Args:
-        model: called as `model(*microbatch.inputs)`.
-        loss: maps (output, target) to the mean loss of the microbatch, a scalar.
+        model: this stage, called as `model(x, *conditions)`.
+        loss: on the last stage: maps (output, target) to the mean loss of the microbatch, a scalar.
+        stage: number of this stage.
+        stages: number of stages.
+        before: link to the stage before; None on the first.
+        after: link to the stage after; None on the last.
+        schedule: a name in `SCHEDULES`.
+        policy: how messages between stages are posted.
+        pairs: for the policy "parity": a process group of two ranks for every peer.
+
+    Attributes:
+        peak_in_flight: most microbatches whose activations were alive at once, in the last step.
+        peak_buffers: most tensors being received at once, in the last step.
+
+    Raises:
+        ValueError: unknown schedule, or one that needs a split backward pass.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Keep the model and its loss."""
-        self.model = model
-        self.loss = loss
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Tensor, Any], Tensor],
+        *,
+        stage: int = 0,
+        stages: int = 1,
+        before: Edge | None = None,
+        after: Edge | None = None,
+        schedule: str = "1f1b",
+        policy: Policy = "async",
+        pairs: dict[int, Any] | None = None,
+    ) -> None:
+        runs = [
+            name for name, table in SCHEDULES.items() if not {a.kind for a in table(1, 1)[0]} & {"I", "W"}
+        ]
+        if schedule not in runs:
+            raise ValueError(f"schedule {schedule!r} cannot be run: choose one of {', '.join(runs)}")
+        self.model, self.loss, self.schedule = model, loss, schedule
+        self.stage, self.stages = stage, stages
+        self.before, self.after, self.policy, self.pairs = before, after, policy, pairs
+        self.peak_in_flight = self.peak_buffers = 0
+        # Shape and type of what is sent or received, by the shapes of the conditions (all stages have those).
+        self.sent: dict[Any, tuple[tuple[int, ...], torch.dtype]] = {}
+        self.received: dict[Any, tuple[tuple[int, ...], torch.dtype]] = {}
+
+    @classmethod
+    def linked(
+        cls,
+        model: nn.Module,
+        loss: Callable[[Tensor, Any], Tensor],
+        layout: WindowLayout,
+        groups: Groups,
+        shifts: tuple[int, int] = (0, 0),
+        schedule: str = "1f1b",
+    ) -> Pipeline:
+        """Make this rank's stage and link it to its neighbours; a collective call over all ranks.
+
+        Args:
+            shifts: of the tiling (+1, 0, -1) on the edges from the stage before and to the stage after.
+        """
+        stage, stages = groups.dims.coordinate(groups.rank).pp, groups.dims.pp
+        before, after = None, None
+        if stage > 0:
+            before = Edge(layout, shifts[0], groups.ranks_of_stage(stage - 1), after=False)
+        if stage < stages - 1:
+            after = Edge(layout, shifts[1], groups.ranks_of_stage(stage + 1), after=True)
+        pairs = None
+        if groups.policy == "parity":  # first across the edges after even stages, then after odd ones
+            nobody = [None] * len(layout.shard.quadrants)
+            rounds = (after, before) if stage % 2 == 0 else (before, after)
+            slots = [peer for edge in rounds for peer in (edge.slots() if edge else nobody)]
+            pairs = make_pairs(groups.rank, slots, groups.timeout_s)
+        return cls(
+            model,
+            loss,
+            stage=stage,
+            stages=stages,
+            before=before,
+            after=after,
+            schedule=schedule,
+            policy=groups.policy,
+            pairs=pairs,
+        )
 
     def step(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
         """Accumulate in `.grad` the gradient of the mean loss over `count` microbatches of equal size.
 
-        Microbatches are taken from the iterable one by one, each just before its forward pass.
+        Microbatches are taken from the iterable one by one, each before its input is waited for.
 
         Returns:
-            The detached losses, [count].
+            The detached losses [count] on the last stage, an empty tensor on the others.
 
         Raises:
             ValueError: the iterable ends early.
+            CommunicationError: another rank died, is stuck, or was built differently.
         """
-        source = iter(microbatches)
-        in_flight: dict[int, Tensor] = {}
-        losses: list[Tensor] = []
-        for action in one_f_one_b(0, 1, count):
-            if action.kind == "F":
-                microbatch = next(source, None)
-                if microbatch is None:
-                    raise ValueError(f"a step of {count} microbatches got only {action.microbatch}")
-                in_flight[action.microbatch] = self.loss(self.model(*microbatch.inputs), microbatch.target)
+        table = SCHEDULES[self.schedule](self.stages, count)
+        run = _Run(self, iter(microbatches), count)
+        run.through(lower(table, self.policy)[self.stage])
+        return torch.stack(run.losses) if run.losses else torch.empty(0, device=run.device)
+
+    @torch.no_grad()
+    def evaluate(self, microbatches: Iterable[Microbatch], count: int) -> list[Tensor]:
+        """Run forward passes only; return the outputs on the last stage, nothing on the others."""
+        steps: list[Step] = []
+        for action in (Action("F", m) for m in range(count)):
+            steps += [Transfer((), (action,))] if self.before else []
+            steps += [action]
+            steps += [Transfer((action,), ())] if self.after else []
+        run = _Run(self, iter(microbatches), count, training=False)
+        run.through(steps)
+        drop_gathered(self.model)
+        return run.outputs
+
+
+class _Flying(NamedTuple):
+    """What the backward pass of a microbatch needs."""
+
+    x: Tensor
+    edge: Any
+    weight: Tensor | None
+
+
+class _Run:
+    """The state of one pass through a row of a table."""
+
+    def __init__(
+        self, pipeline: Pipeline, source: Iterator[Microbatch], count: int, training: bool = True
+    ) -> None:
+        self.pipeline, self.source, self.count, self.training = pipeline, source, count, training
+        self.microbatches: dict[int, Microbatch] = {}
+        self.taken = 0
+        self.backwards_left = count
+        self.arriving: dict[Action, Arriving] = {}
+        self.results: dict[Action, Tensor] = {}
+        self.flying: dict[int, _Flying] = {}
+        self.sending: deque[Pending] = deque()
+        self.losses: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.last_sent: Any = None
+        self.device = next(pipeline.model.parameters()).device
+        pipeline.peak_in_flight = pipeline.peak_buffers = 0
+
+    def through(self, steps: Sequence[Step]) -> None:
+        """Do the steps."""
+        kinds = {"F": self.forward, "B": self.backward}
+        for step in steps:
+            if isinstance(step, Transfer):
+                self.transfer(step)
             else:
-                loss = in_flight.pop(action.microbatch)
-                (loss / count).backward()
-                losses.append(loss.detach())
-        return torch.stack(losses)
+                with waiting(f"pass {step.at(self.pipeline.stage)} of the pipeline"):
+                    kinds[step.kind](step)
+        while self.sending:
+            self.sending.popleft().wait()
+
+    def microbatch(self, number: int) -> Microbatch:
+        """Take microbatches from the source up to this one, in order."""
+        while self.taken <= number:
+            microbatch = next(self.source, None)
+            if microbatch is None:
+                raise ValueError(f"a step of {self.count} microbatches got only {self.taken}")
+            self.microbatches[self.taken] = microbatch
+            self.taken += 1
+        return self.microbatches[number]
+
+    def forward(self, action: Action) -> None:
+        """Run a forward pass; keep what its backward pass needs."""
+        pipeline, number = self.pipeline, action.microbatch
+        microbatch = self.microbatch(number)
+        x = self.arriving.pop(action).take() if pipeline.before else microbatch.x
+        assert x is not None, "the first stage's microbatch has an input"
+        if self.training and pipeline.before:
+            x.requires_grad_()
+        y = pipeline.model(x, *microbatch.conditions)
+        if pipeline.after:
+            self.results[action] = y.detach()
+        else:
+            del self.microbatches[number]
+            if not self.training:
+                self.outputs.append(y)
+                return
+            loss = pipeline.loss(y, microbatch.target)
+            self.losses.append(loss.detach())
+            y = loss / self.count
+        if self.training:
+            # The edge of the graph is enough to go back: the memory of the output is free once it is sent.
+            weight = None if pipeline.after else torch.ones_like(y)
+            self.flying[number] = _Flying(x, torch.autograd.graph.get_gradient_edge(y), weight)
+            pipeline.peak_in_flight = max(pipeline.peak_in_flight, len(self.flying))
+
+    def backward(self, action: Action) -> None:
+        """Run a backward pass; the last one of the step also reduces the gradients."""
+        x, edge, weight = self.flying.pop(action.microbatch)
+        grad = self.arriving.pop(action).take() if weight is None else weight
+        self.backwards_left -= 1
+        last_backward(self.pipeline.model, self.backwards_left == 0)
+        torch.autograd.backward((edge,), (grad,))
+        if self.pipeline.before:
+            assert x.grad is not None, "a stage depends on its input"
+            self.results[action] = x.grad
+
+    def transfer(self, transfer: Transfer) -> None:
+        """Post what leaves and what is to come; arrivals are waited for where they are needed."""
+        pipeline = self.pipeline
+        sends: list[Message] = []
+        for action in transfer.sends:
+            edge = self.edge(action.kind == "F")
+            tensor = self.results.pop(action)
+            if action.kind == "F":
+                self.announce(edge, self.microbatches.pop(action.microbatch), tensor)
+            sends += edge.outgoing(tensor)
+        arriving = [self.expect(action) for action in transfer.receives]
+        pipeline.peak_buffers = max(pipeline.peak_buffers, len(self.arriving))
+        receives = [message for one in arriving for message in one.messages]
+        if pipeline.policy == "async":
+            if sends:
+                self.sending.append(self.post(sends, []))
+            for one in arriving:
+                one.pending = self.post([], one.messages)
+        else:
+            pending = self.post(sends, receives)
+            self.sending.append(pending)
+            for one in arriving:
+                one.pending = pending
+        while len(self.sending) > 2 * pipeline.stages:  # those have long been received: this keeps memory low
+            self.sending.popleft().wait()
+
+    def edge(self, after: bool) -> Edge:
+        """Return the link to the stage after or before."""
+        edge = self.pipeline.after if after else self.pipeline.before
+        assert edge is not None, "a table has transfers only where there is a stage"
+        return edge
+
+    def expect(self, action: Action) -> Arriving:
+        """Make the buffers of what an action needs: of the announced shape, or of what was sent before."""
+        pipeline = self.pipeline
+        key = signature(self.microbatch(action.microbatch)) if action.kind == "F" else self.last_sent
+        known = pipeline.received if action.kind == "F" else pipeline.sent
+        edge = self.edge(action.kind != "F")
+        if key not in known:
+            headers = edge.headers(self.device)
+            self.post([], headers).wait()
+            known[key] = edge.announced(headers)
+        self.arriving[action] = edge.expect(*known[key], self.device)
+        return self.arriving[action]
+
+    def announce(self, edge: Edge, microbatch: Microbatch, y: Tensor) -> None:
+        """Say once for every kind of batch what is sent, and hold every later one to it."""
+        self.last_sent = key = signature(microbatch)
+        here = (tuple(y.shape), y.dtype)
+        if key not in self.pipeline.sent:
+            self.pipeline.sent[key] = here
+            self.post(edge.announcement(y), []).wait()
+        elif self.pipeline.sent[key] != here:
+            raise ValueError(
+                f"stage {self.pipeline.stage} made {here}, after {self.pipeline.sent[key]} before"
+            )
+
+    def post(self, sends: list[Message], receives: list[Message]) -> Pending:
+        """Post messages between stages as the backend wants them."""
+        pipeline = self.pipeline
+        what = f"pipeline messages of stage {pipeline.stage}"
+        first = pipeline.stage % 2 == 0
+        return exchange(
+            sends, receives, what, policy=pipeline.policy, sends_first=first, pairs=pipeline.pairs
+        )
+
+
+def signature(microbatch: Microbatch) -> Any:
+    """Tell kinds of batches apart, alike on all stages: by the shapes of the conditions."""
+    return tuple(tuple(condition.shape) for condition in microbatch.conditions)
