@@ -159,6 +159,31 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the run is spread over ranks (docs/swipe.md); 0 leaves a degree to be chosen."""
+
+    dp: int = 0
+    """Data parallelism: ranks that work on other images of the batch."""
+    wp_y: int = 0
+    """Window parallelism: ranks the rows of windows are dealt to."""
+    wp_x: int = 0
+    """Window parallelism: ranks the columns of windows are dealt to."""
+    pp: int = 0
+    """Pipeline parallelism: stages the network is cut into."""
+    sp: int = 0
+    """Sequence parallelism: ranks that share each window; divides the heads."""
+    shard: int = 0
+    """Ranks over which weights and optimizer state of a stage are divided; 0 is all that hold the stage."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of forward and backward passes in the pipeline."""
+    p2p: Literal["auto", "async", "batched", "parity"] = "auto"
+    """How stages post messages: async, each by itself (gloo); batched, sends first (NCCL, XCCL); or parity,
+    blocking in turn over groups of two ranks."""
+    timeout_s: float = 600.0
+    """A rank that waits longer than this for another ends the run."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run."""
 
@@ -169,6 +194,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 AT_LEAST_ONE = {
@@ -190,6 +216,12 @@ def check(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             if value < 1:
                 raise ValueError(f"--{section}.{name.replace('_', '-')} is {value}: it must be at least 1")
+    for name in ("dp", "wp_y", "wp_x", "pp", "sp", "shard"):
+        if getattr(config.parallel, name) < 0:
+            flag = f"--parallel.{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} is {getattr(config.parallel, name)}: it counts ranks; 0 lets it be chosen"
+            )
     train, model, diffusion = config.train, config.model, config.diffusion
     if train.batch % train.microbatch:
         raise ValueError(f"--train.microbatch {train.microbatch} does not divide --train.batch {train.batch}")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from aeris.config import EMAConfig
+from swipe.sharding import local
 
 
 class EMA:
     """Averaged copies of a model's parameters.
 
     Attributes:
-        weights: averaged parameters by name, in the parameters' type.
+        weights: averaged parameters by name, in the parameters' type, divided over ranks as they are.
     """
 
     def __init__(self, model: nn.Module, config: EMAConfig) -> None:
@@ -32,6 +33,5 @@ class EMA:
         """
         halflife = min(self.config.halflife_images, self.config.rampup_ratio * images_seen)
         beta = 0.5 ** (batch / max(halflife, 1e-8))
-        torch._foreach_lerp_(
-            list(self.weights.values()), [p.detach() for p in model.parameters()], 1.0 - beta
-        )
+        average = [local(value) for value in self.weights.values()]
+        torch._foreach_lerp_(average, [local(p.detach()) for p in model.parameters()], 1.0 - beta)

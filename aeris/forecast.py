@@ -2,7 +2,8 @@
 
     python -m aeris.forecast runs/tiny --init 2000-05-31T00 --members 8 --lead-h 24 --out forecast.zarr
 
-Every lead time of a few members is written when it is computed. After a stop, the same command goes on.
+Every lead time of a few members is written when it is computed. After a stop, the same command goes on, on
+any number of ranks: `mpiexec -n 4 python -m aeris.forecast ... --parallel.wp-y 2 --parallel.pp 2`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -22,15 +24,20 @@ import tyro
 from rich.table import Table
 from torch import nn
 
+from aeris import config as configs
+from aeris.config import ParallelConfig
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, for_training
 from aeris.ensemble import Ensemble, init_times
-from aeris.log import console, progress_bar, run_program
-from aeris.restore import check_fingerprint, load_model, open_store
+from aeris.log import console, progress_bar, run_program, speaker
+from aeris.parallelize import choose_degrees, make_network, take_seat
+from aeris.restore import Trained, check_fingerprint, find_trained, load_network, open_store
 from aeris.rollout import Forecaster, lead_times
+from launch.rank import discover, export, leave
 from swipe import checkpoint
-from swipe.backend import choose_device, keep_freed_memory
+from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
+from swipe.collectives import Group, all_reduce, barrier, together
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Arguments:
     members: int = 8
     """Members of the ensemble, numbered from 0; a member is the same in any size of ensemble."""
     batch: int = 4
-    """Members computed at the same time; more need more memory."""
+    """Members computed at the same time by every replica (--parallel.dp); more need more memory."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How a sample is drawn; `python -m aeris.diffusion.sampler` shows what the choices do."""
     seed: int = 0
@@ -59,6 +66,8 @@ class Arguments:
     """Averaged weights, or those of the last training step."""
     checkpoint: str = ""
     """Name of a checkpoint in RUN/checkpoints, or its images; empty takes the newest."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Shared out over dp are members. Weights are not: shard and schedule are for training."""
     store: str = ""
     """Directory of a store with the init times; empty takes the run's."""
     overwrite: bool = False
@@ -70,44 +79,64 @@ class Arguments:
 
 
 def prepare(arguments: Arguments) -> Ensemble:
-    """Load the run, open its data and look at the output; compute and write nothing.
+    """Load the run, join the other ranks, and look at the output; compute and write nothing.
 
     Raises:
-        ValueError: a wrong run, checkpoint, store, init time, lead time, sampler or output.
+        ValueError: a wrong run, checkpoint, store, init time, lead time, sampler, layout or output.
+        OSError: the other ranks are not there.
     """
     if arguments.members < 1 or arguments.batch < 1:
         raise ValueError(f"--members {arguments.members} and --batch {arguments.batch} must be 1 or more")
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    trained, store = find_run(arguments)
+    config = trained.config
+    interval_h, sampler = config.data.interval_h, for_training(arguments.sampler, config.diffusion)
+    inits, lead_h = init_times(arguments.init, store), lead_times(arguments.lead_h, interval_h)
+    dims = choose_degrees(config, world, arguments.members)
     device = choose_device(arguments.device)
-    path = find_checkpoint(arguments.run, arguments.checkpoint)
-    network, layout, config, meta = load_model(arguments.run, arguments.weights, path, device)
-    if arguments.store:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, store=arguments.store))
-    store = open_store(config)
-    check_fingerprint(meta["fingerprint"], store)
-    sampler = for_training(arguments.sampler, config.diffusion)
-    interval_h = config.data.interval_h
+    start(device, config.parallel.timeout_s)
+    speaker.together = world > 1
+    seat = take_seat(config, trained.counts, dims, rank, device)
+    model = load_network(trained, seat.layout, device, seat.units, near=seat.at.pp / dims.pp)
     forecaster = Forecaster(
-        network, layout, store, interval_h, sampler,
-        sigma_data=config.diffusion.sigma_data, seed=arguments.seed, device=device,
+        make_network(model, seat, len(store.names)), seat.layout, store, interval_h, sampler,
+        sigma_data=config.diffusion.sigma_data, seed=arguments.seed, device=device, groups=seat.groups,
     )  # fmt: skip
     plan = ForecastPlan(
-        inits=init_times(arguments.init, store),
-        lead_h=lead_times(arguments.lead_h, interval_h),
+        inits=inits,
+        lead_h=lead_h,
         members=arguments.members,
         names=store.names,
         latitude_deg=tuple(store.latitude_deg.tolist()),
         longitude_deg=tuple(store.longitude_deg.tolist()),
         made={
-            "weights_sha256": digest(network),
+            "weights_sha256": digest(model, seat.groups.chain),
             "data": store.fingerprint_id,
             "interval_h": interval_h,
             "seed": arguments.seed,
             **{f"sampler_{name}": plain(value) for name, value in dataclasses.asdict(sampler).items()},
         },
-        about=about(arguments, store, meta),
+        about=about(arguments, store, trained.meta),
     )
-    writer = ForecastWriter(arguments.out, plan, arguments.overwrite)
-    return Ensemble(forecaster, writer, arguments.batch)
+    with together(seat.groups.world):
+        writer = ForecastWriter(arguments.out, plan, arguments.overwrite) if seat.lead else None
+    return Ensemble(forecaster, plan, writer, arguments.batch)
+
+
+def find_run(arguments: Arguments) -> tuple[Trained, Store]:
+    """Find the run's checkpoint and the data; its configuration gets the layout and store of this forecast.
+
+    Raises:
+        ValueError: they do not exist, or do not belong together.
+    """
+    path = find_checkpoint(arguments.run, arguments.checkpoint)
+    trained = find_trained(arguments.run, arguments.weights, path)
+    data = dataclasses.replace(trained.config.data, store=arguments.store or trained.config.data.store)
+    config = dataclasses.replace(trained.config, data=data, parallel=arguments.parallel)
+    configs.check(config)
+    store = open_store(config)
+    check_fingerprint(trained.meta["fingerprint"], store)
+    return dataclasses.replace(trained, config=config), store
 
 
 def find_checkpoint(run: Path, name: str) -> Path | None:
@@ -126,13 +155,18 @@ def find_checkpoint(run: Path, name: str) -> Path | None:
     raise ValueError(f"{run} has no complete checkpoint {name}; there are: {there}")
 
 
-def digest(network: nn.Module) -> str:
-    """Return 16 hexadecimal digits that depend on every weight."""
-    total = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
-        total.update(name.encode())
-        total.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
+def digest(model: nn.Module, chain: Group) -> str:
+    """Return 16 hexadecimal digits that depend on every weight, and not on how the network is cut.
+
+    They are the sum of a hash of every tensor; crosses pp with 32 bytes.
+    """
+    total = 0
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        total += int.from_bytes(hashlib.sha256(name.encode() + values.tobytes()).digest()[:8], "big")
+    words = torch.tensor([total >> shift & 0xFFFF for shift in range(0, 64, 16)])
+    sums = all_reduce(words, chain, "digests of the weights").tolist()
+    return f"{sum(word << shift for word, shift in zip(sums, range(0, 64, 16))) % 2**64:016x}"
 
 
 def plain(value: Any) -> Any:
@@ -184,6 +218,8 @@ def summary(arguments: Arguments, ensemble: Ensemble) -> dict[str, Any]:
         "weights": arguments.weights,
         "store": str(forecaster.store.path),
         "device": str(forecaster.device),
+        "ranks": ensemble.groups.dims.world,
+        "layout": str(ensemble.groups.dims),
         "init_times": list(plan.inits),
         "members": plan.members,
         "batch": ensemble.batch,
@@ -223,22 +259,35 @@ def parse(argv: list[str]) -> Arguments:
 
 def main() -> None:
     """Run the program."""
+    ranks = discover(os.environ)
+    speaker.take_turn(ranks.rank)
     arguments = parse(sys.argv[1:])
     if arguments.json and not arguments.dry_run:
         raise ValueError("--json goes with --dry-run")
     keep_freed_memory()
+    export(ranks)
     ensemble = prepare(arguments)
-    if arguments.dry_run:
-        values = summary(arguments, ensemble)
-        print(json.dumps(values)) if arguments.json else print_summary(values)
-        return
-    plan, writer = ensemble.plan, ensemble.writer
+    if not arguments.dry_run:
+        make(arguments, ensemble)
+    elif not arguments.json:
+        print_summary(summary(arguments, ensemble))
+    elif ranks.rank == 0:
+        print(json.dumps(summary(arguments, ensemble)))
+    barrier(ensemble.groups.world, "the end")
+    finish()
+    leave()
+
+
+def make(arguments: Arguments, ensemble: Ensemble) -> None:
+    """Make the forecast, or what is left of it, and say so."""
+    plan, work, dims = ensemble.plan, ensemble.work, ensemble.groups.dims
     size = f"{len(plan.inits)} init times x {plan.members} members x {len(plan.lead_h)} lead times"
-    if writer.complete:
+    if work.complete:
         console.print(f"{arguments.out} is there already ({size}); --overwrite makes it again")
         return
-    done = f"; going on, {writer.steps_done} of {ensemble.steps} are done" if writer.steps_done else ""
-    console.print(f"{arguments.out}: {size}{done}")
+    done = f"; going on, {work.steps_done} of {ensemble.steps} are done" if work.steps_done else ""
+    ranks = f" on {dims.world} ranks ({dims}), {describe()}" if dims.world > 1 else ""
+    console.print(f"{arguments.out}: {size}{ranks}{done}")
     started = time.perf_counter()
     forecast(ensemble)
     console.print(f"finished in {time.perf_counter() - started:.0f} s; score it with")

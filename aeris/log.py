@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,38 @@ from rich.text import Text
 console = Console(highlight=False, soft_wrap=True)
 
 
+@dataclass
+class Speaker:
+    """Who this process is among others: only rank 0 speaks, unless a rank has an error of its own."""
+
+    rank: int = 0
+    together: bool = False
+    """Whether the ranks have met: before, all of them meet the same errors."""
+
+    def take_turn(self, rank: int) -> None:
+        """Be quiet on every rank but 0."""
+        self.rank = rank
+        console.quiet = rank != 0
+
+    def says(self, error: BaseException) -> bool:
+        """Tell whether this process should say an error, or another one does."""
+        return self.rank == 0 or (self.together and type(error).__name__ != "AgreedError")
+
+
+speaker = Speaker()
+
+
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`; a user's mistake becomes one line on stderr and exit status 2."""
+    """Run a program's `main`; a user's mistake becomes one line on stderr and exit status 2.
+
+    Among several ranks an error that all have is said once, and one of a single rank says whose it is.
+    """
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         main()
     except KeyboardInterrupt:
-        stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
+        if speaker.rank == 0:
+            stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
         sys.exit(130)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to start fast
@@ -32,7 +60,19 @@ def run_program(main: Callable[[], None]) -> None:
         stderr.print(Text.assemble(("error: ", "bold red"), f"{reason}: {hint}"))
         sys.exit(2)
     except (ValueError, OSError) as error:
-        stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+        if speaker.says(error):
+            # What all say alike, and a lost connection, need no name of a rank, or bring their own.
+            named = type(error).__name__ == "AgreedError" or isinstance(error, ConnectionError)
+            whose = f"rank {speaker.rank}: " if speaker.together and not named else ""
+            stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{error}"))
+        else:
+            time.sleep(
+                1.0
+            )  # launchers end all ranks when the first one ends: that shall be the one that says it
+        if isinstance(error, ConnectionError):
+            # Another rank is lost: a thread that still waits for it must not keep this one alive.
+            sys.stdout.flush()
+            os._exit(2)
         sys.exit(2)
 
 
@@ -53,8 +93,14 @@ def progress_bar(*fields: str) -> Progress:
 class RunLog:
     """The records of a run, one JSON object per line in `log.jsonl`, each with `images_seen`."""
 
-    def __init__(self, path: Path, images_seen: int) -> None:
-        """Open for appending; cut off records after `images_seen`, whose steps a resumed run takes again."""
+    def __init__(self, path: Path | None, images_seen: int) -> None:
+        """Open for appending; cut off records after `images_seen`, whose steps a resumed run takes again.
+
+        Without a path nothing is written: only one rank of a run writes its log.
+        """
+        self._file = None
+        if path is None:
+            return
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -72,7 +118,8 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite becomes null, as JSON has no other word for it."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(finite) + "\n")
 
     def __enter__(self) -> RunLog:
         """Use as a context, so that the file is closed whatever happens."""
@@ -80,4 +127,5 @@ class RunLog:
 
     def __exit__(self, *error: object) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

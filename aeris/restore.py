@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ FREE = {
     "optimizer": None,
     "ema": None,
     "checkpoint": None,
+    "parallel": None,
 }  # settings a run may change when it goes on; None: every one of the section
 
 
@@ -124,32 +126,74 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return found[-1]
 
 
-def load_model(
-    run_dir: Path,
-    weights: str = "ema",
-    checkpoint_path: Path | None = None,
-    device: torch.device | str = "cpu",
-) -> tuple[Swin, WindowLayout, RunConfig, dict[str, Any]]:
-    """Build a run's network with its trained weights, ready to forecast.
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a run, found and not yet loaded."""
+
+    config: RunConfig
+    path: Path
+    meta: dict[str, Any]
+    """What the checkpoint says, with `images_seen`, `channels` and the `fingerprint` of the data."""
+    weights: str
+    """What to load: "ema" or "model", as the checkpoint calls them."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Input and output channels of the network."""
+        return channel_counts(len(self.meta["channels"]))
+
+
+def find_trained(run_dir: Path, weights: str = "ema", path: Path | None = None) -> Trained:
+    """Find what to load of a run.
 
     Args:
         weights: "ema" for the averaged weights, "raw" for those of the last step.
-        checkpoint_path: which checkpoint; the newest by default.
-
-    Returns:
-        The network in evaluation mode, its layout, the run's configuration, and the checkpoint's meta (with
-        `images_seen`, `channels` and the `fingerprint` of the data).
+        path: which checkpoint; the newest by default.
 
     Raises:
-        ValueError: the run, checkpoint or weights do not exist or do not fit.
+        ValueError: the run, checkpoint or weights do not exist.
     """
     config = configs.load(run_dir / "config.json")
-    path = checkpoint_path or latest_checkpoint(run_dir)
-    meta = checkpoint.read_meta(path)
-    layout = make_layout(config.model)
-    model = build_model(config.model, *channel_counts(len(meta["channels"])), layout, device)
+    path = path or latest_checkpoint(run_dir)
     prefix = {"ema": "ema", "raw": "model"}.get(weights)
     if prefix is None:
         raise ValueError(f"weights {weights!r} do not exist: choose ema or raw")
-    checkpoint.load(path, {f"{prefix}.{name}": p.detach() for name, p in model.named_parameters()})
-    return model.eval().requires_grad_(False), layout, config, meta
+    return Trained(config, path, checkpoint.read_meta(path), prefix)
+
+
+def load_network(
+    trained: Trained,
+    layout: WindowLayout,
+    device: torch.device | str = "cpu",
+    units: range | None = None,
+    near: float = 0.0,
+) -> Swin:
+    """Build a network, or the `units` of a stage, with trained weights, in evaluation mode.
+
+    Each rank reads what it needs, without communication.
+
+    Args:
+        near: where in the checkpoint to look first, as stage / stages.
+
+    Raises:
+        ValueError: the checkpoint is damaged or does not fit.
+    """
+    model = build_model(trained.config.model, *trained.counts, layout, device, units)
+    tensors = {f"{trained.weights}.{name}": p.detach() for name, p in model.named_parameters()}
+    checkpoint.load(trained.path, tensors, near)
+    return model.eval().requires_grad_(False)
+
+
+def load_model(
+    run_dir: Path, weights: str = "ema", path: Path | None = None, device: torch.device | str = "cpu"
+) -> tuple[Swin, WindowLayout, RunConfig, dict[str, Any]]:
+    """Build a run's network with its trained weights on this process alone.
+
+    Args and errors: as of `find_trained` and `load_network`.
+
+    Returns:
+        The network in evaluation mode, its layout, the run's configuration, and the checkpoint's meta.
+    """
+    trained = find_trained(run_dir, weights, path)
+    layout = make_layout(trained.config.model)
+    return load_network(trained, layout, device), layout, trained.config, trained.meta

@@ -1,7 +1,9 @@
 """Run a trained network forward in time: sample a residual, add it to the state, repeat.
 
-    for lead_h, x_MCYX in rollout(forecaster, np.datetime64("2000-05-31T00"), range(8), lead_h=24): ...
+    for lead_h, x_BNTC in rollout(forecaster, np.datetime64("2000-05-31T00"), range(8), lead_h=24):
+        x_MCYX = forecaster.layout.from_windows(x_BNTC)  # on one process; among several, swipe/images.py
 
+Every rank takes the same steps with its own tokens; only the network makes them depend on those of others.
 States stay in physical units and float32 from step to step, as they are written, so a forecast that goes on
 from disk is the one that was never stopped. Noise is keyed by (seed, init time, member, step, draw).
 
@@ -21,7 +23,10 @@ from aeris.data.normalize import Normalizer
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, sample
 from swipe import noise
+from swipe.collectives import AgreedError, agree
+from swipe.groups import Groups, make_groups
 from swipe.layout import WindowLayout
+from swipe.mesh import ParallelDims
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """F(x [B, N, T, C_in], t [B]) -> [B, N, T, C]; x is the noisy residual, the state, the forcings."""
@@ -32,13 +37,14 @@ class Forecaster:
 
     Args:
         network: F, in evaluation mode.
-        layout: how tokens lie; all windows on this process.
+        layout: how this rank's tokens lie.
         store: where statistics, static fields and masks come from.
         interval_h: hours of a step; the store needs its residual statistics.
         sampler: solver and noise levels, the range filled in (`for_training`).
         sigma_data: standard deviation sigma_d of the residual in training.
         seed: first part of every noise key.
         device: where to compute.
+        groups: the ranks that forecast together; this process alone by default.
 
     Raises:
         ValueError: no statistics for the interval, or no static fields.
@@ -55,10 +61,12 @@ class Forecaster:
         sigma_data: float = 1.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        groups: Groups | None = None,
     ) -> None:
         self.network, self.layout, self.store, self.interval_h = network, layout, store, interval_h
         self.sampler, self.sigma_data, self.seed = sampler, sigma_data, seed
         self.device = torch.device(device)
+        self.groups = groups or make_groups(ParallelDims(), 0, self.device)
         self._normalizer = Normalizer(store.statistics, interval_h)
         self._forcing = Forcing(store, interval_h)
         self._tokens_NT = layout.tokens_NT.to(self.device)
@@ -83,6 +91,8 @@ class Forecaster:
         Where a mask hides a point nothing is predicted: noise and residual are 0 there, as in training, and
         the state keeps its fill value.
         """
+        if not members:  # an ensemble may have fewer members left than there are replicas
+            return x_BNTC
         time = init.astype("datetime64[s]") + np.timedelta64((step - 1) * self.interval_h, "h")
         forcing_NTF = torch.from_numpy(self._forcing.windows(time, self.layout.shard)).to(self.device)
         state_BNTC = self._normalizer.standardise(x_BNTC)  # 0 where hidden: the fill value is the mean
@@ -98,7 +108,7 @@ class Forecaster:
             return self._hide(noise.normal(keys, self._tokens_NT, x_BNTC.shape[-1]))
 
         residual_BNTC = sample(velocity, field, self.sampler, self.sigma_data)
-        ahead = self._normalizer.apply_residual(x_BNTC, residual_BNTC)
+        ahead = self._normalizer.apply_residual(x_BNTC, residual_BNTC).float()
         return ahead if self._valid_NTC is None else torch.where(self._valid_NTC, ahead, self._fill_C)
 
     def _hide(self, x_BNTC: Tensor) -> Tensor:
@@ -113,31 +123,34 @@ def rollout(
     lead_h: int,
     start: tuple[int, Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Forecast autoregressively, yielding every interval up to `lead_h`.
+    """Forecast autoregressively, yielding every interval up to `lead_h`. All ranks iterate.
 
     Args:
         init: init time; its state is read from the store.
-        members: numbers of the members to compute together.
+        members: numbers of the members to compute together, alike on all ranks of a replica; may be none.
         lead_h: last lead time in hours.
-        start: go on from a lead time in hours and its fields [M, C, Y, X], not from the init time.
+        start: go on from a lead time in hours and its state [B, N, T, C], not from the init time.
 
     Yields:
-        Lead time in hours and fields float32 [M, C, Y, X], physical units, masked points at their fill value.
+        Lead time in hours and this rank's tokens of the state, float32 [B, N, T, C], physical units, masked
+        points at their fill value.
 
     Raises:
-        ValueError: the lead time is no multiple of the interval, or a forecast stopped being finite.
+        ValueError: the lead time is no multiple of the interval, or a forecast stopped being finite, on
+            whatever rank.
     """
     every_h = forecaster.interval_h
     last = len(lead_times(lead_h, every_h))
     if start is None:
         first, x_BNTC = 0, forecaster.state(init, len(members))
     else:
-        first, x_BNTC = start[0] // every_h, forecaster.layout.to_windows(start[1].to(forecaster.device))
+        first, x_BNTC = start[0] // every_h, start[1].to(forecaster.device)
     for step in range(first + 1, last + 1):
         x_BNTC = forecaster.step(x_BNTC, init, step, members)
-        x_MCYX = forecaster.layout.from_windows(x_BNTC)
-        _check_finite(x_MCYX, forecaster.store.names, init, members, step * every_h)
-        yield step * every_h, x_MCYX
+        error = not_finite(x_BNTC, forecaster, init, members, step * every_h)
+        if error := agree(forecaster.groups.world, error):
+            raise AgreedError(error)
+        yield step * every_h, x_BNTC
 
 
 def lead_times(last_h: int, interval_h: int) -> tuple[int, ...]:
@@ -153,17 +166,24 @@ def lead_times(last_h: int, interval_h: int) -> tuple[int, ...]:
     return tuple(range(interval_h, last_h + 1, interval_h))
 
 
-def _check_finite(
-    x_MCYX: Tensor, names: Sequence[str], init: np.datetime64, members: Sequence[int], lead_h: int
-) -> None:
-    """Refuse a forecast that is no longer made of numbers."""
-    if bool(torch.isfinite(x_MCYX.sum())):
-        return
-    bad = torch.nonzero(~torch.isfinite(x_MCYX))
-    if len(bad):
-        member, channel, row, col = bad[0].tolist()
-        raise ValueError(
-            f"{names[channel]} of member {members[member]} is {x_MCYX[member, channel, row, col].item()} at "
-            f"row {row}, col {col}, {lead_h} h after {init}: network or sampler are unstable, try more "
-            f"--sampler.levels, another --checkpoint, or --weights ema"
-        )
+def not_finite(
+    x_BNTC: Tensor, forecaster: Forecaster, init: np.datetime64, members: Sequence[int], lead_h: int
+) -> str | None:
+    """Say where a forecast is no longer made of numbers; None if it is."""
+    if bool(torch.isfinite(x_BNTC.sum())):
+        return None
+    bad_BCS = ~torch.isfinite(x_BNTC.flatten(1, 2).transpose(1, 2))
+    if not bool(bad_BCS.any()):
+        return None
+    member, channel, _ = torch.nonzero(bad_BCS)[0].tolist()
+    layout = forecaster.layout
+    tokens = layout.tokens_NT.flatten()[bad_BCS[member, channel].cpu()]
+    token = int(tokens.min())
+    where = torch.nonzero(layout.tokens_NT.flatten() == token).item()
+    value = x_BNTC.flatten(1, 2)[member, int(where), channel].item()
+    row, col = divmod(token, layout.shard.grid.cols)
+    return (
+        f"{forecaster.store.names[channel]} of member {members[member]} is {value} at row {row}, col {col}, "
+        f"{lead_h} h after {init}: network or sampler are unstable, try more --sampler.levels, another "
+        "--checkpoint, or --weights ema"
+    )

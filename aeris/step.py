@@ -1,6 +1,7 @@
-"""The state of a run and one optimizer step: noise and target, pipeline, clipping, AdamW, average.
+"""The state of a run on one rank, and one optimizer step: noise, pipeline, clipping, AdamW, average.
 
-Everything random is keyed by the number of the image, so a step does not depend on batch, rank or restart.
+Everything random is keyed by the number of the image, so a step does not depend on batch, rank or restart,
+and first and last stage make the same noise without a message.
 
 Shapes: B batch, N windows, T tokens per window, C channels.
 """
@@ -8,7 +9,7 @@ Shapes: B batch, N windows, T tokens per window, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,47 +25,65 @@ from aeris.ema import EMA
 from aeris.model.initialise import initialise
 from aeris.model.swin import Swin
 from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
-from aeris.parallelize import build_model, make_layout
+from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
 from swipe import checkpoint, noise
-from swipe.layout import WindowLayout
-from swipe.pipeline import Microbatch, Pipeline
+from swipe.collectives import AgreedError, agree
+from swipe.gradients import clip, global_norm
+from swipe.pipeline import Microbatch
+from swipe.sharding import local, replicas
 
 TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise time, its noise field
 
 
 class Training:
-    """A run in memory: network, optimizer, average, data, and how many images it has seen."""
+    """A run in memory: this rank's part of network, optimizer, average and data, and the images seen."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, store: Store, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, store: Store, seat: Seat) -> None:
         """Build everything from the configuration; weights are fresh until `resume`."""
-        self.config, self.run_dir, self.store, self.device = config, run_dir, store, device
-        self.layout: WindowLayout = make_layout(config.model)
-        self.model: Swin = build_model(config.model, *channel_counts(len(store.names)), self.layout, device)
+        self.config, self.run_dir, self.store, self.seat = config, run_dir, store, seat
+        self.device, self.layout = seat.device, seat.layout
+        counts = channel_counts(len(store.names))
+        self.model: Swin = build_model(config.model, *counts, seat.layout, seat.device, seat.units)
         initialise(self.model, config.train.seed)
+        share_weights(self.model, seat)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.ema = EMA(self.model, config.ema)
-        self.tokens_NT = self.layout.tokens_NT.to(device)
+        self.tokens_NT = self.layout.tokens_NT.to(self.device)
         self.valid_NTC: torch.Tensor | None = None
         if store.masks:
-            self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(device)
+            self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(self.device)
+        self.pipeline = make_pipeline(self.model, seat, self._loss(), config.parallel.schedule)
+        group, world = seat.groups.saving
+        self.checkpoints = checkpoint.Checkpoints(
+            run_dir / "checkpoints",
+            config.checkpoint.keep,
+            stage=seat.at.pp,
+            stages=seat.dims.pp,
+            group=group.handle,
+            world=world.handle,
+            lead=seat.lead,
+        )
+        self.images_seen = 0
+        self.skipped = 0  # non-finite steps so far
+        self.skipped_in_a_row = 0
+
+    def _loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Make the loss of this rank's tokens; the mean over equally large shards is that of the grid."""
+        store, diffusion = self.store, self.config.diffusion
         weight_NTC = loss_weights(
             store.names,
             store.latitude_deg,
             self.layout.tokens_NT,
             store.cols,
-            channel_scheme=config.diffusion.channel_weights,
-            weight_latitudes=config.diffusion.latitude_weights,
+            channel_scheme=diffusion.channel_weights,
+            weight_latitudes=diffusion.latitude_weights,
             mask_CYX=store.mask_CYX if store.masks else None,
-        ).to(device)
-        sigma_data = config.diffusion.sigma_data
-        self.pipeline = Pipeline(self.model, lambda f, v: weighted_mse(sigma_data * f, v, weight_NTC)[0])
-        self.images_seen = 0
-        self.skipped = 0  # non-finite steps so far
-        self.skipped_in_a_row = 0
+        ).to(self.device)
+        return lambda f, v: weighted_mse(diffusion.sigma_data * f, v, weight_NTC)[0]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Name every tensor of the run's state."""
+        """Name every tensor of the run's state that this rank holds, or holds a part of."""
         state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         state |= {f"ema.{name}": value for name, value in self.ema.weights.items()}
         return state | {
@@ -72,7 +91,7 @@ class Training:
         }
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Start to write a checkpoint of this moment; it is whole when `checkpoints.wait` returns."""
         meta = {
             "images_seen": self.images_seen,
             "skipped": self.skipped,
@@ -80,57 +99,68 @@ class Training:
             "channels": list(self.store.names),
             "fingerprint": self.store.fingerprint,
         }
-        checkpoint.save(
-            self.run_dir / "checkpoints", self.images_seen, self.tensors(), meta, self.config.checkpoint.keep
-        )
+        self.checkpoints.save(self.images_seen, self.tensors(), meta)
 
     def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one, after checking that the data are still the same."""
+        """Load the newest checkpoint, if there is one, after checking that the data are still the same.
+
+        It may have been saved by any number of ranks in any layout.
+        """
         found = checkpoint.complete(self.run_dir / "checkpoints")
         if not found:
             return False
         meta = checkpoint.read_meta(found[-1])
         check_fingerprint(meta["fingerprint"], self.store)
-        checkpoint.load(found[-1], self.tensors())
+        checkpoint.load(found[-1], self.tensors(), near=self.seat.at.pp / self.seat.dims.pp)
         self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
         self.skipped_in_a_row = meta["skipped_in_a_row"]
         return True
 
 
 def noisy(run: Training, sample: Sample) -> Microbatch:
-    """Make the network's input and target of a sample: TrigFlow with time and noise keyed by the image."""
+    """Make this stage's part of a microbatch: noise time; on the first stage input; on the last target.
+
+    TrigFlow with time and noise keyed by the image, so no stage needs another's.
+    """
     diffusion, seed = run.config.diffusion, run.config.train.seed
-    state, residual, forcing = (x.to(run.device, non_blocking=True) for x in sample[:3])
     images = sample.image_B.tolist()
     t_B = noise_times(
         noise.uniform([noise.key(seed, TIME_STREAM, image) for image in images], run.device), diffusion
     )
+    if not (run.seat.first or run.seat.last):
+        return Microbatch(None, (t_B,))
+    state, residual, forcing = (x.to(run.device, non_blocking=True) for x in sample[:3])
     z = noise.normal(
         [noise.key(seed, FIELD_STREAM, image) for image in images], run.tokens_NT, residual.shape[-1]
     )
     if run.valid_NTC is not None:
         z = z * run.valid_NTC  # a hidden point is 0 in state, residual and noise alike, as in a forecast
-    x_t = add_noise(residual, z, t_B, diffusion.sigma_data)
-    inputs = torch.cat((x_t / diffusion.sigma_data, state, forcing), dim=-1)
-    return Microbatch((inputs, t_B), velocity(residual, z, t_B, diffusion.sigma_data))
+    x, target = None, None
+    if run.seat.first:
+        x_t = add_noise(residual, z, t_B, diffusion.sigma_data)
+        x = torch.cat((x_t / diffusion.sigma_data, state, forcing), dim=-1)
+    if run.seat.last:
+        target = velocity(residual, z, t_B, diffusion.sigma_data)
+    return Microbatch(x, (t_B,), target)
 
 
 def train_step(run: Training, samples: Iterator[Sample]) -> dict[str, Any]:
     """Take one optimizer step over the next `train.batch` images; return its record for the log."""
-    train = run.config.train
+    train, dims, groups = run.config.train, run.seat.dims, run.seat.groups
     lr = learning_rate(run.images_seen, run.config.optimizer, train.images)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.zero_grad(set_to_none=True)
-    count = train.batch // train.microbatch
+    count = train.batch // (train.microbatch * dims.dp)
     losses = run.pipeline.step((noisy(run, sample) for sample in islice(samples, count)), count)
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    loss, norm_value = torch.stack((losses.mean(), norm)).tolist()
+    # Only the last stage has losses: their mean over its dp x wp x sp ranks is that of the batch.
+    share = losses.double().mean() / (dims.dp * dims.places) if run.seat.last else losses.new_zeros(())
+    norm, (loss_sum,) = global_norm(run.model.parameters(), groups.world, replicas(groups.weights), [share])
+    loss, norm_value = torch.stack((loss_sum, norm)).tolist()
     finite = math.isfinite(loss) and math.isfinite(norm_value)
     run.images_seen += train.batch
     if finite:
-        torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), train.clip, norm)
+        clip(run.model.parameters(), norm, train.clip)
         run.optimizer.step()
         run.ema.update(run.model, run.images_seen, train.batch)
     run.skipped += not finite
@@ -152,15 +182,24 @@ def check_finite(run: Training) -> None:
     """
     if run.skipped_in_a_row <= run.config.train.nonfinite_limit:
         return
+    found = agree(run.seat.groups.world, first_bad_tensor(run))
+    if found is None:
+        raise AgreedError(
+            f"{run.skipped_in_a_row} steps in a row had a non-finite loss with finite gradients"
+        )
+    raise AgreedError(
+        f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the first bad "
+        f"tensor is {found}. Lower --optimizer.lr or --train.clip and run the same command: it goes on "
+        "from the last checkpoint"
+    )
+
+
+def first_bad_tensor(run: Training) -> str | None:
+    """Name the first weight or gradient of this rank that is not finite."""
     for kind in ("weight", "gradient"):
         for name, p in run.model.named_parameters():
-            tensor = p if kind == "weight" else p.grad
-            if tensor is not None and not torch.isfinite(tensor).all():
-                bad = int((~torch.isfinite(tensor)).sum())
-                raise ValueError(
-                    f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the "
-                    f"first bad tensor is the {kind} of {name} ({bad} of {tensor.numel()} values). Lower "
-                    "--optimizer.lr or --train.clip and run the same command: it goes on from the last "
-                    "checkpoint"
-                )
-    raise ValueError(f"{run.skipped_in_a_row} steps in a row had a non-finite loss with finite gradients")
+            tensor = p.detach() if kind == "weight" else p.grad
+            bad = 0 if tensor is None else int((~torch.isfinite(local(tensor))).sum())
+            if bad and tensor is not None:
+                return f"the {kind} of {name} ({bad} of {local(tensor).numel()} values)"
+    return None

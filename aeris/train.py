@@ -1,6 +1,7 @@
 """Train AERIS: `python -m aeris.train [PRESET] [--section.key value] --run-dir DIR`.
 
-To resume, to go on with more images, or after a crash: the same command again. One process for now.
+To resume, to go on with more images, or after a crash: the same command again, on any number of ranks:
+`mpiexec -n 8 python -m aeris.train ...` or `torchrun --nproc-per-node 8 -m aeris.train ...`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.table import Table
-from torch.utils.data import DataLoader
 
 from aeris import config as configs
 from aeris.config import RunConfig
-from aeris.data.loader import Sample, SampleDataset, make_loader
-from aeris.flops import costs, measure_gemm_rate
-from aeris.log import RunLog, console, progress_bar, run_program
+from aeris.costs import costs
+from aeris.flops import measure_gemm_rate
+from aeris.log import RunLog, console, progress_bar, run_program, speaker
 from aeris.model.swin import DTYPES
-from aeris.parallelize import build_model, make_layout
+from aeris.parallelize import Seat, build_model, choose_degrees, cut, make_layout, take_seat
 from aeris.presets import PRESETS
 from aeris.rates import Rates
+from aeris.reading import ImageOrder, read_samples
 from aeris.restore import channel_counts, check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
-from swipe.backend import choose_device, keep_freed_memory
+from launch.rank import discover, export, leave
+from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
+from swipe.collectives import AgreedError, agree, all_reduce, barrier
+from swipe.groups import choose_policy
+from swipe.mesh import AXES
+from swipe.schedule import SCHEDULES, render, simulate
 
 
 @dataclass(frozen=True)
@@ -54,34 +60,54 @@ class Arguments:
     """Settings of the run."""
 
 
-def prepare(config: RunConfig, run_dir: Path, device: torch.device) -> Training:
-    """Check all that can be wrong, write config.json, build the run, and load its newest checkpoint.
+def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Training:
+    """Check all that can be wrong, join the other ranks, build the run, and load its newest checkpoint.
 
     Raises:
         ValueError: settings that do not fit, another run in `run_dir`, other data than before.
-        OSError: `run_dir` cannot be written.
+        OSError: `run_dir` cannot be written, or the other ranks are not there.
     """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     configs.check(config)
     store = open_store(config)
-    build_model(config.model, *channel_counts(len(store.names)), make_layout(config.model), "meta")
+    counts = channel_counts(len(store.names))
+    dims = choose_degrees(config, world)
+    build_model(config.model, *counts, make_layout(config.model), "meta")
     check_same_run(config, run_dir)
-    try:
-        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
-            directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
-        ) from None
-    run = Training(config, run_dir, store, device)
+    device = choose_device(device_name)
+    choose_policy(config.parallel.p2p, device)
+    start(device, config.parallel.timeout_s)
+    speaker.together = world > 1
+    seat = take_seat(config, counts, dims, rank, device)
+    make_directories(run_dir, seat)
+    run = Training(config, run_dir, store, seat)
     resumed = run.resume()
-    configs.save(config, run_dir / "config.json")
-    parameters = sum(p.numel() for p in run.model.parameters())
-    console.print(
-        f"{run_dir}: {parameters:,} parameters on {device}, torch {torch.__version__}, data {store.path}"
-    )
+    if seat.lead:
+        configs.save(config, run_dir / "config.json")
+    counted = torch.tensor(float(sum(p.numel() for p in run.model.parameters())) / (dims.dp * dims.places))
+    parameters = int(all_reduce(counted.double(), seat.groups.world, "parameters").round())
+    ranks = f"{world} ranks ({dims}), {device.type}" if world > 1 else str(device)
+    console.print(f"{run_dir}: {parameters:,} parameters on {ranks}, {describe()}, data {store.path}")
     if resumed:
         console.print(f"resuming at image {run.images_seen:,} of {config.train.images:,}")
     return run
+
+
+def make_directories(run_dir: Path, seat: Seat) -> None:
+    """Make the run directory, on one rank; all learn if that fails.
+
+    Raises:
+        AgreedError: it cannot be written.
+    """
+    error = None
+    if seat.lead:
+        try:
+            for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as refused:
+            error = f"cannot write the run directory {run_dir} ({refused}): choose another --run-dir"
+    if error := agree(seat.groups.world, error):
+        raise AgreedError(error)
 
 
 class Display:
@@ -115,39 +141,26 @@ class Display:
             console.print(f"image {record['images_seen']:,}: {numbers}")
 
 
-def load(run: Training, steps: int) -> DataLoader[Sample]:
-    """Read the run's next `steps` batches, one microbatch at a time."""
-    config, train = run.config, run.config.train
-    period = run.store.statistics.train_period
-    data = config.data
-    dataset = SampleDataset(run.store.path, data.interval_h, run.layout.shard, train.seed, period, data.roll)
-    return make_loader(
-        dataset,
-        run.images_seen,
-        run.images_seen + steps * train.batch,
-        train.microbatch,
-        config.data.workers,
-        pin_memory=run.device.type != "cpu",
-    )
-
-
 def train(run: Training) -> None:
     """Train until `train.images` have been seen, saving checkpoints and one record per `log_every` steps.
 
     Raises:
         ValueError: too many non-finite steps in a row, or a sample that cannot be used.
-        OSError: a checkpoint or record cannot be written, or a sample cannot be read.
+        OSError: a checkpoint or record cannot be written, a sample cannot be read, or a rank is lost.
     """
-    config, settings = run.config, run.config.train
+    config, settings, seat = run.config, run.config.train, run.seat
     steps = max(0, -(-(settings.images - run.images_seen) // settings.batch))
-    loader = load(run, steps)
-    flops = costs(config, len(run.store.names))["flops_per_sample"]
-    gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision])
+    last = run.images_seen + steps * settings.batch
+    images = ImageOrder(run.images_seen, last, settings.microbatch, seat.dims.dp, seat.at.dp)
+    flops = costs(config, len(run.store.names))["flops_per_sample"] / seat.dims.world
+    # Only rank 0 speaks of rates; the others would take the cores from it.
+    gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision]) if seat.lead else 1.0
     saved = run.images_seen
     display = Display(settings.images, run.images_seen)
     rates = Rates(run.images_seen, flops, gemm)
-    samples = rates.samples(loader)
-    with display.bar, RunLog(run.run_dir / "log.jsonl", run.images_seen) as log:
+    samples = rates.samples(read_samples(config, run.store, seat, images))
+    path = run.run_dir / "log.jsonl" if seat.lead else None
+    with display.bar, RunLog(path, run.images_seen) as log:
         for step in range(1, steps + 1):
             record = train_step(run, samples)
             check_finite(run)
@@ -159,6 +172,8 @@ def train(run: Training) -> None:
             if run.images_seen - saved >= config.checkpoint.every_images or step == steps:
                 run.save()
                 saved = run.images_seen
+            run.checkpoints.check()
+        run.checkpoints.wait()
 
 
 def plot(run_dir: Path) -> None:
@@ -173,14 +188,31 @@ def plot(run_dir: Path) -> None:
     console.print(f"training curve: {run_dir / 'plots' / 'training.png'}")
 
 
-def dry_run(arguments: Arguments) -> None:
-    """Print the resolved configuration and what a step costs; build nothing but shapes."""
+def layout_of(config: RunConfig, channels: int, world: int) -> dict[str, Any]:
+    """Say how a run would be spread over `world` ranks, or over as many as the degrees asked for make."""
+    degrees = [getattr(config.parallel, axis) or 1 for axis in AXES]
+    dims = choose_degrees(config, max(world, math.prod(degrees)))
+    stages = cut(config.model, *channel_counts(channels), dims.pp)
+    count = config.train.batch // (config.train.microbatch * dims.dp)
+    timeline = simulate(SCHEDULES[config.parallel.schedule](dims.pp, count))
+    return {
+        "layout": str(dims),
+        "world": dims.world,
+        "stages": [[units.start, units.stop] for units in stages],
+        "microbatches": count,
+        "bubble": timeline.bubble,
+    }
+
+
+def dry_run(arguments: Arguments, world: int) -> None:
+    """Print the resolved configuration, the layout and what a step costs; build nothing but shapes."""
     config = arguments.config
     configs.check(config)
     channels = len(config.data.channels) or len(open_store(config).names)
-    found = costs(config, channels)
+    found, parallel = costs(config, channels), layout_of(config, channels, world)
     if arguments.json:
-        print(json.dumps({**found, "preset": arguments.preset, "config": dataclasses.asdict(config)}))
+        about = {"preset": arguments.preset, "config": dataclasses.asdict(config), "parallel": parallel}
+        print(json.dumps({**found, **about}))
         return
     for section, values in dataclasses.asdict(config).items():
         table = Table(title=section, title_justify="left", show_header=False, box=None)
@@ -196,6 +228,27 @@ def dry_run(arguments: Arguments) -> None:
     for name, value in found["memory_bytes"].items():
         table.add_row(f"memory, {name}", f"{value / 2**30:.3f} GiB")
     console.print(table)
+    print_layout(config, parallel)
+
+
+def print_layout(config: RunConfig, parallel: dict[str, Any]) -> None:
+    """Print how the run is spread over ranks, and its pipeline as long as that fits a screen."""
+    table = Table(title="how it is spread", title_justify="left", show_header=False, box=None)
+    table.add_row("ranks", f"{parallel['world']:,} as {parallel['layout']}")
+    for number, units in enumerate(parallel["stages"]):
+        names = [unit_name(unit, config.model.layers) for unit in range(*units)]
+        table.add_row(f"stage {number}", ", ".join(names))
+    stages, count = len(parallel["stages"]), parallel["microbatches"]
+    table.add_row("microbatches per step and replica", str(count))
+    table.add_row("pipeline idle", f"{parallel['bubble']:.1%}")
+    console.print(table)
+    if 1 < stages <= 8 and count <= 12:
+        console.print(render(SCHEDULES[config.parallel.schedule](stages, count)))
+
+
+def unit_name(unit: int, layers: int) -> str:
+    """Name a unit of the network (`Swin`)."""
+    return "embedding" if unit == 0 else "head" if unit == layers + 1 else f"layer {unit - 1}"
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -213,24 +266,26 @@ def parse(argv: list[str]) -> Arguments:
 
 def main() -> None:
     """Run the program."""
+    ranks = discover(os.environ)
+    speaker.take_turn(ranks.rank)
     arguments = parse(sys.argv[1:])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but this version trains in one process: "
-            "start it without torchrun"
-        )
     if arguments.dry_run:
-        dry_run(arguments)
+        dry_run(arguments, ranks.world)
         return
     if arguments.json:
         raise ValueError("--json goes with --dry-run")
     keep_freed_memory()
-    run = prepare(arguments.config, arguments.run_dir, choose_device(arguments.device))
+    export(ranks)
+    run = prepare(arguments.config, arguments.run_dir, arguments.device)
     train(run)
-    plot(arguments.run_dir)
+    if run.seat.lead:
+        plot(arguments.run_dir)
     console.print(
         f"trained on {run.images_seen:,} images; checkpoints in {arguments.run_dir / 'checkpoints'}"
     )
+    barrier(run.seat.groups.world, "the end")
+    finish()
+    leave()
 
 
 if __name__ == "__main__":

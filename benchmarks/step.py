@@ -95,7 +95,7 @@ def measure(options: Options, preset: str, precision: Precision, device: torch.d
     config = block_config(preset, precision, windows, options.compile)
     model = build_model(config, 8, 8, make_layout(config), device)
     initialise(model, 0)
-    (block,) = model.layers[0].children()
+    (block,) = model.layers["0"].children()
     rope = model.rotary_tables(device)
     tokens = windows * side**2
     x = (

@@ -43,13 +43,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 SPEAKERS = ("aeris.data.convert", "aeris.diffusion.sampler", "aeris.aurora.finetune")
 # Inside swipe a file imports only from rows above its own.
 SWIPE_ROWS = (
-    ("windows", "mesh", "backend", "noise", "schedule"),
-    ("collectives",),
-    ("shift", "ulysses", "gradients", "sharding", "checkpoint"),
-    ("layout",),
+    ("windows", "mesh", "backend", "noise", "schedule", "stages", "sharding", "checkpoint"),
+    ("collectives", "shift"),
+    ("groups", "ulysses", "gradients"),
+    ("layout", "images"),
+    ("edge",),
     ("pipeline",),
+    ("pictures",),
 )
-DISTRIBUTED = tuple(f"swipe.{name}" for name in ("mesh", "backend", "collectives", "sharding", "checkpoint"))
+DISTRIBUTED = tuple(f"swipe.{name}" for name in ("backend", "collectives", "groups", "sharding", "checkpoint"))
 FORBIDDEN_NAMES = ("util", "utils", "common", "helper", "helpers", "engine", "core", "misc")
 FORBIDDEN_WORDS = re.compile(r"weather|latitude|longitude|era5|pressure", re.IGNORECASE)
 CLUSTER_VARIABLES = re.compile(r"^(PBS|PALS|PMI|PMIX|OMPI|SLURM)_")

@@ -47,7 +47,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {f"model.{name}": p.detach() * 0.9 for name, p in network.named_parameters()}
         tensors |= {f"ema.{name}": p.detach() for name, p in network.named_parameters()}
         meta = {"images_seen": images, "channels": list(store.names), "fingerprint": store.fingerprint}
-        checkpoint.save(run / "checkpoints", images, tensors, meta, keep=3)
+        checkpoint.Checkpoints(run / "checkpoints", keep=3, asynchronous=False).save(images, tensors, meta)
     configs.save(config, run / "config.json")
     return run
 

@@ -35,15 +35,17 @@ def test_a_training_step_is_that_of_the_cpu(precision: str, tmp_path: Path) -> N
     base = PRESETS["tiny"]()
     config = dataclasses.replace(base, model=dataclasses.replace(base.model, precision=precision))
     results = []
-    for device in (torch.device("cpu"), DEVICE):
-        run = train.prepare(config, tmp_path / device.type, device)
+    for device in ("cpu", DEVICE.type):
+        run = train.prepare(config, tmp_path / device, device)
         with torch.no_grad():
             for number, p in enumerate(run.model.parameters()):
                 generator = torch.Generator().manual_seed(number)
                 p.add_(0.02 * torch.randn(p.shape, generator=generator).to(device))
         dataset = SampleDataset(run.store.path, 6, run.layout.shard, 0)
-        (sample,) = make_loader(dataset, 0, 2, 2)
-        inputs = noisy(run, sample).inputs[0].cpu()
+        (sample,) = make_loader(dataset, range(2), 2)
+        x = noisy(run, sample).x
+        assert x is not None
+        inputs = x.cpu()
         record = train_step(run, iter([sample]))
         results.append(
             (record["loss"], inputs, [p.grad.cpu() for p in run.model.parameters() if p.grad is not None])

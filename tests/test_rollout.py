@@ -86,7 +86,8 @@ def make(network: Network = pointwise, masked: bool = True, seed: int = 3, **set
 
 
 def fields(forecaster: Forecaster, members: list[int], lead_h: int = 12) -> np.ndarray:
-    return np.stack([x_MCYX.numpy() for _, x_MCYX in rollout(forecaster, INIT, members, lead_h)])
+    steps = rollout(forecaster, INIT, members, lead_h)
+    return np.stack([forecaster.layout.from_windows(x_BNTC).numpy() for _, x_BNTC in steps])
 
 
 def test_equals_plain_arrays_without_windows() -> None:
@@ -160,8 +161,7 @@ def test_hidden_points_stay_at_their_fill_value_and_show_the_network_zeros() -> 
 def test_goes_on_from_a_lead_time_bit_for_bit() -> None:
     forecaster = make()
     whole = list(rollout(forecaster, INIT, [1, 2], 24))
-    lead_h, x_MCYX = whole[1]
-    rest = list(rollout(forecaster, INIT, [1, 2], 24, start=(lead_h, x_MCYX)))
+    rest = list(rollout(forecaster, INIT, [1, 2], 24, start=whole[1]))
     assert [lead for lead, _ in rest] == [18, 24]
     for (_, a), (_, b) in zip(rest, whole[2:]):
         assert torch.equal(a, b)
@@ -258,21 +258,25 @@ def everything(path: Path) -> np.ndarray:
     return np.stack([forecast.read(i, j) for i in range(2) for j in range(2)])
 
 
+def make_ensemble(forecaster: Forecaster, path: Path, batch: int = 2) -> Ensemble:
+    return Ensemble(forecaster, plan(), ForecastWriter(path, plan()), batch)
+
+
 def test_ensemble_writes_what_rollout_yields(tmp_path: Path) -> None:
     forecaster = make()
     evaluations: list[int] = []
-    ensemble = Ensemble(forecaster, ForecastWriter(tmp_path / "f.zarr", plan()), batch=2)
+    ensemble = make_ensemble(forecaster, tmp_path / "f.zarr")
     assert (ensemble.steps, ensemble.steps_left, ensemble.evaluations_per_step) == (12, 12, 3)
     ensemble.run(evaluations.append)
     assert sum(evaluations) == 3 * 12
     forecast = open_forecast(tmp_path / "f.zarr")
     hidden = ~forecaster.store.mask_CYX
     for number, time in enumerate(forecast.inits):
-        for lead, (_, x_MCYX) in enumerate(rollout(forecaster, time, range(3), 12)):
-            got = forecast.read(number, lead)
+        for lead, (_, x_BNTC) in enumerate(rollout(forecaster, time, range(3), 12)):
+            got, x_MCYX = forecast.read(number, lead), forecaster.layout.from_windows(x_BNTC).numpy()
             assert np.isnan(got[:, hidden]).all()
-            np.testing.assert_array_equal(got[:, ~hidden], x_MCYX.numpy()[:, ~hidden])
-    assert Ensemble(forecaster, ForecastWriter(tmp_path / "f.zarr", plan()), batch=2).steps_left == 0
+            np.testing.assert_array_equal(got[:, ~hidden], x_MCYX[:, ~hidden])
+    assert make_ensemble(forecaster, tmp_path / "f.zarr").steps_left == 0
 
 
 @pytest.mark.parametrize(("name", "stops"), [("f.zarr", (0, 1, 3, 2)), ("f", (1, 2))])
@@ -286,7 +290,7 @@ def test_a_stopped_ensemble_ends_bit_for_bit_as_one_that_was_not(
         return y + 1e-6 * x_BNTC[..., :3].mean() * len(t_B)
 
     def run(path: Path) -> None:
-        Ensemble(make(mixing), ForecastWriter(path, plan()), batch=2).run()
+        make_ensemble(make(mixing), path).run()
 
     run(tmp_path / ("whole" + Path(name).suffix))
     write = ForecastWriter.write
@@ -318,7 +322,7 @@ def test_nothing_is_written_after_a_value_that_is_not_finite(tmp_path: Path) -> 
         return pointwise(x_BNTC, t_B) * (float("inf") if len(calls) == 5 else 1.0)
 
     with pytest.raises(ValueError, match="12 h after"):
-        Ensemble(make(breaks), ForecastWriter(tmp_path / "f.zarr", plan()), batch=3).run()
+        make_ensemble(make(breaks), tmp_path / "f.zarr", batch=3).run()
     part = open_forecast(tmp_path / "f.zarr", partial=True)
     assert np.isfinite(part.read(0, 0)[:, :2]).all()
     assert np.isnan(part.read(0, 1)).all()

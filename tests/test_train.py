@@ -21,7 +21,7 @@ from aeris.presets import PRESETS
 from aeris.step import Training, check_finite, noisy, train_step
 from swipe import checkpoint
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def small(images: int = 8, **sections: dict) -> RunConfig:
@@ -101,7 +101,7 @@ def test_the_gradient_is_the_true_mean_whatever_the_microbatch(tmp_path: Path) -
             for p in run.model.parameters():
                 p.add_(torch.linspace(-0.1, 0.1, p.numel(), dtype=p.dtype).view_as(p))
         dataset = SampleDataset(run.store.path, 6, run.layout.shard, 0)
-        record = train_step(run, iter(make_loader(dataset, 0, 4, microbatch)))
+        record = train_step(run, iter(make_loader(dataset, range(4), microbatch)))
         gradients.append([record["loss"], *(p.grad for p in run.model.parameters())])
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-6)
     for a, b in zip(gradients[0][1:], gradients[1][1:]):
@@ -112,13 +112,13 @@ def test_noise_belongs_to_the_image(tmp_path: Path) -> None:
     """Noise time, input and target of an image are the same bits in any batch."""
     run = train.prepare(small(4), tmp_path, CPU)
     dataset = SampleDataset(run.store.path, 6, run.layout.shard, 0)
-    (batch,) = make_loader(dataset, 0, 4, 4)
+    (batch,) = make_loader(dataset, range(4), 4)
     together = noisy(run, batch)
-    for image, sample in enumerate(make_loader(dataset, 0, 4, 1)):
+    for image, sample in enumerate(make_loader(dataset, range(4), 1)):
         alone = noisy(run, sample)
         for a, b in (
-            (alone.inputs[0], together.inputs[0]),
-            (alone.inputs[1], together.inputs[1]),
+            (alone.x, together.x),
+            (alone.conditions[0], together.conditions[0]),
             (alone.target, together.target),
         ):
             assert torch.equal(a[0], b[image])
@@ -139,7 +139,7 @@ def test_overfitting_reaches_the_floor(tmp_path: Path) -> None:
         CPU,
     )
     dataset = SampleDataset(store, 6, run.layout.shard, 0)
-    (sample,) = make_loader(dataset, 0, 3, 3)
+    (sample,) = make_loader(dataset, range(3), 3)
     first = train_step(run, iter([sample]))["loss"]
     for _ in range(299):
         last = train_step(run, iter([sample]))["loss"]
@@ -175,9 +175,9 @@ def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
     """A poisoned gradient changes nothing, is counted, and past the limit the first bad tensor is named."""
     run = train.prepare(small(40, train={"nonfinite_limit": 2}), tmp_path, CPU)
     dataset = SampleDataset(run.store.path, 6, run.layout.shard, 0)
-    samples = iter(make_loader(dataset, 0, 40, 2))
+    samples = iter(make_loader(dataset, range(40), 2))
     before = {name: value.clone() for name, value in run.tensors().items()}
-    handle = run.model.layers[1][0].mlp.down.weight.register_hook(lambda g: g * float("nan"))  # type: ignore[index]
+    handle = run.model.layers["1"][0].mlp.down.weight.register_hook(lambda g: g * float("nan"))  # type: ignore[index]
     record = train_step(run, samples)
     check_finite(run)
     assert record["skipped"] == 1 and all(
@@ -185,7 +185,7 @@ def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
     )
     handle.remove()
     assert train_step(run, samples)["skipped"] == 1 and run.skipped_in_a_row == 0
-    run.model.layers[1][0].mlp.down.weight.register_hook(lambda g: g * float("nan"))  # type: ignore[index]
+    run.model.layers["1"][0].mlp.down.weight.register_hook(lambda g: g * float("nan"))  # type: ignore[index]
     with pytest.raises(
         ValueError, match=r"3 non-finite steps in a row.*gradient of layers.1.0.mlp.down.weight"
     ):
@@ -280,7 +280,7 @@ def test_an_unwritable_run_directory_is_one_error(tmp_path: Path) -> None:
     """A path below a file: the system's own words, nothing trained."""
     (tmp_path / "file").touch()
     with pytest.raises(
-        OSError, match="cannot write the run directory .*Not a directory.*choose another --run-dir"
+        ValueError, match="cannot write the run directory .*Not a directory.*choose another --run-dir"
     ):
         train.prepare(small(4), tmp_path / "file" / "run", CPU)
 
@@ -288,7 +288,7 @@ def test_an_unwritable_run_directory_is_one_error(tmp_path: Path) -> None:
 def test_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Presets, overrides, dry runs as JSON, and the refusal of several processes."""
+    """Presets, overrides, dry runs as JSON with a layout, and half a launcher's environment refused."""
     arguments = train.parse(
         ["1.3b-24h", "--train.images", "7", "--model.poles", "separate", "--run-dir", str(tmp_path)]
     )
@@ -311,6 +311,12 @@ def test_command_line(
         found["flops_by_part"].values()
     )
     assert found["config"]["model"]["window"] == 12 and not (tmp_path / "none").exists()
+    monkeypatch.setattr(
+        "sys.argv", ["train", "tiny", "--dry-run", "--json", "--parallel.pp", "3", "--parallel.wp-x", "2"]
+    )
+    train.main()
+    found = json.loads(capsys.readouterr().out)["parallel"]
+    assert found["layout"] == "dp 1 x wp 1x2 x pp 3 x sp 1" and found["stages"] == [[0, 2], [2, 4], [4, 6]]
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="one process"):
+    with pytest.raises(ValueError, match="WORLD_SIZE set, but not RANK"):
         train.main()

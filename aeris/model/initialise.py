@@ -44,7 +44,7 @@ def initialise(model: Swin, seed: int) -> None:
         "modulation.hidden.weight": small if zero else 0.03,
         "modulation.out.weight": 0.0 if zero else 1e-6,
         "head.out.weight": 0.0 if zero else 1e-6,
-        "embed.proj.weight": 1.0 / math.sqrt(3.0 * model.embed.proj.in_features) if zero else 0.3,
+        "embed.proj.weight": 1.0 / math.sqrt(3.0 * model.in_channels) if zero else 0.3,
     }
     for name, parameter in model.named_parameters():
         if "norm" in name:

@@ -104,49 +104,87 @@ class Head(nn.Module):
 
 
 class Swin(nn.Module):
-    """The AERIS network F(x, t).
+    """The AERIS network F(x, t), or a part of it: one pipeline stage.
+
+    The network is a row of *units*: the embedding (0), the layers (1 to `layers`), the head (`layers` + 1). A
+    stage holds some that follow each other; parameters have the same names wherever they are.
 
     Args:
         config: sizes and choices.
         in_channels: channels of the input (noisy residual, state, forcings).
         out_channels: channels of the output.
         layout: how window-major tokens move and attend.
+        units: the units of this stage; all by default.
 
     Raises:
         ValueError: the width does not divide by the heads.
     """
 
-    def __init__(self, config: ModelConfig, in_channels: int, out_channels: int, layout: Layout) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        in_channels: int,
+        out_channels: int,
+        layout: Layout,
+        units: range | None = None,
+    ) -> None:
         """Build the modules; parameters are uninitialised until `initialise` (aeris/model/initialise.py)."""
         super().__init__()
         if config.width % config.heads or config.width % 2:
             raise ValueError(f"width {config.width} must be even and a multiple of the {config.heads} heads")
-        self.config = config
-        self.layout = layout
-        self.embed = Embedding(config, in_channels, layout)
-        self.layers = nn.ModuleList(
-            Layer(Block(config, layout, bool(index % 2)) for _ in range(config.blocks))
-            for index in range(config.layers)
+        self.config, self.layout = config, layout
+        self.in_channels = in_channels
+        self.units = range(config.layers + 2) if units is None else units
+        self.embed = Embedding(config, in_channels, layout) if 0 in self.units else None
+        self.layers = nn.ModuleDict(
+            {
+                str(unit - 1): Layer(
+                    Block(config, layout, bool((unit - 1) % 2)) for _ in range(config.blocks)
+                )
+                for unit in self.units
+                if 0 < unit <= config.layers
+            }
         )
-        self.head = Head(config, out_channels)
+        self.head = Head(config, out_channels) if config.layers + 1 in self.units else None
         self._rope: tuple[Tensor, Tensor] | None = None
         if config.compile:
             for module in self.modules():
                 if isinstance(module, Block):
                     module.compile()
 
-    def forward(self, x_BNTC: Tensor, t_B: Tensor) -> Tensor:
-        """Predict y [B, N, T, C_out] from x [B, N, T, C_in] and noise times t [B] (rad): fp32 (or fp64)."""
+    def forward(self, x: Tensor, t_B: Tensor) -> Tensor:
+        """Run the units of this stage.
+
+        Args:
+            x: with the embedding, the input [B, N, T, C_in]; without, tokens [B, N, T, D] as the stage before
+                left them, already on the tiling of the first unit.
+            t_B: noise times (rad).
+
+        Returns:
+            With the head, y [B, N, T, C_out] in fp32 (or fp64); without, tokens [B, N, T, D].
+        """
         config = self.config
         outer = torch.float64 if config.precision == "fp64" else torch.float32
         time_BD = time_embedding(t_B.to(outer), config.width)
-        x = self.embed(x_BNTC.to(outer)).to(DTYPES[config.residual])
+        if self.embed is not None:
+            x = self.embed(x.to(outer)).to(DTYPES[config.residual])
         rope = self.rotary_tables(x.device)
         recompute = config.checkpointing == "block" and torch.is_grad_enabled()
-        for index, layer in enumerate(self.layers):
-            x = layer(self.layout.shift(x, edge(index)), time_BD, rope, recompute)
-        x = self.layout.shift(x, -(config.layers % 2 == 0))
-        return self.head(x.to(outer), time_BD)
+        for name, layer in self.layers.items():
+            unit = int(name) + 1
+            x = layer(self.layout.shift(x, self.inner_edge(unit)), time_BD, rope, recompute)
+        if self.head is None:
+            return x
+        return self.head(self.layout.shift(x, self.inner_edge(config.layers + 1)).to(outer), time_BD)
+
+    def inner_edge(self, unit: int) -> int:
+        """Return the shift on the edge into `unit`; 0 into this stage's first, where the pipeline shifts."""
+        return 0 if unit == self.units.start else edge(unit, self.config.layers)
+
+    def parts(self) -> list[nn.Module]:
+        """List the modules that hold most of the weights, in the order of the forward pass."""
+        blocks = [block for layer in self.layers.values() for block in layer.children()]
+        return [*([self.embed] if self.embed else []), *blocks, *([self.head] if self.head else [])]
 
     def rotary_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the rotary tables on `device` in the type of the products, computed once."""
@@ -160,6 +198,14 @@ class Swin(nn.Module):
         return self._rope
 
 
-def edge(layer: int) -> int:
-    """Return the shift on the edge into `layer`: +1 into odd layers, -1 into even ones, 0 into the first."""
-    return 0 if layer == 0 else (1 if layer % 2 else -1)
+def edge(unit: int, layers: int) -> int:
+    """Return the shift on the edge into a unit: +1 into odd layers, -1 into even ones and to the head.
+
+    Layers count from 0. Nothing moves into the embedding and the first layer, and to the head only if the
+    last layer is an odd one.
+    """
+    if unit <= 1 or unit > layers + 1:
+        return 0
+    if unit == layers + 1:
+        return -1 if layers % 2 == 0 else 0
+    return 1 if (unit - 1) % 2 else -1

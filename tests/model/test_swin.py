@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 
 import pytest
@@ -12,6 +11,7 @@ from aeris.config import ModelConfig
 from aeris.model.initialise import initialise
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model, make_layout
+from tests.parity.oracle import naive_forward
 
 SMALL = {
     "rows": 8,
@@ -35,105 +35,6 @@ def make(channels: int = 5, out: int = 3, **settings: object) -> Swin:
         for name, p in model.named_parameters():
             p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.3 + ("norm" in name))
     return model
-
-
-def naive_forward(
-    w: dict[str, torch.Tensor], c: ModelConfig, x_BCYX: torch.Tensor, t_B: torch.Tensor
-) -> torch.Tensor:
-    """Compute the paper's network on images [B, C, Y, X] with loops over samples, windows and heads."""
-    outputs = []
-    for x_CYX, t in zip(x_BCYX, t_B):
-        f = 10000.0 ** (-torch.arange(c.width // 2).double() / (c.width // 2))
-        e = torch.cat((torch.sin(t * f), torch.cos(t * f)))
-        h = (x_CYX + naive_encoding(x_CYX.shape[0], c)).permute(1, 2, 0) @ w["embed.proj.weight"].T + w[
-            "embed.proj.bias"
-        ]
-        for layer in range(c.layers):
-            for block in range(c.blocks):
-                p = f"layers.{layer}.{block}."
-                h = naive_block(w, p, c, h, e, shifted=layer % 2 == 1)
-        shift, scale = naive_modulation(w, "head.modulation.", c, e, 2)
-        h = h / (h.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * w["head.norm.weight"]
-        outputs.append(((h * (1 + scale) + shift) @ w["head.out.weight"].T).permute(2, 0, 1))
-    return torch.stack(outputs)
-
-
-def naive_encoding(channels: int, c: ModelConfig) -> torch.Tensor:
-    """The absolute encoding, number by number."""
-    count = 2 * math.ceil(channels / 4)
-    out = torch.zeros(2 * count, c.rows, c.cols, dtype=torch.float64)
-    for y in range(c.rows):
-        for x in range(c.cols):
-            for k in range(count // 2):
-                f = 10000.0 ** (-2 * k / count)
-                for axis, place in enumerate((y + c.row_offset, x)):
-                    out[axis * count + 2 * k, y, x] = math.sin(place * f)
-                    out[axis * count + 2 * k + 1, y, x] = math.cos(place * f)
-    return out[:channels]
-
-
-def naive_modulation(w: dict, p: str, c: ModelConfig, e: torch.Tensor, vectors: int) -> list[torch.Tensor]:
-    """The modulation vectors of one block."""
-    if c.modulation_layers == 2:
-        e = w[p + "hidden.weight"] @ e + w[p + "hidden.bias"]
-    e = e * torch.sigmoid(e)
-    return list((w[p + "out.weight"] @ e + w[p + "out.bias"]).reshape(vectors, -1))
-
-
-def naive_block(
-    w: dict, p: str, c: ModelConfig, h: torch.Tensor, e: torch.Tensor, shifted: bool
-) -> torch.Tensor:
-    """One block on an image [Y, X, D]."""
-    shift1, scale1, gate1, shift2, scale2, gate2 = naive_modulation(w, p + "modulation.", c, e, 6)
-
-    def norm(x: torch.Tensor, name: str, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        def rms(y: torch.Tensor) -> torch.Tensor:
-            return y / (y.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * w[p + name + ".weight"]
-
-        return (
-            rms(x) * (1 + scale) + shift if c.norm_order == "norm-modulate" else rms(x * (1 + scale) + shift)
-        )
-
-    a = norm(h, "norm1", shift1, scale1)
-    half = c.window // 2 if shifted else 0
-    a = torch.roll(a, (-half, -half), (0, 1))
-    out = torch.zeros_like(a)
-    s = c.window
-    for y0 in range(0, c.rows, s):
-        for x0 in range(0, c.cols, s):
-            strips = [(y0, y0 + s)]
-            if shifted and c.poles == "separate" and y0 + s == c.rows:
-                strips = [(y0, y0 + s // 2), (y0 + s // 2, y0 + s)]
-            for top, bottom in strips:
-                tokens = a[top:bottom, x0 : x0 + s].reshape(-1, c.width)
-                where = [(y - y0, x) for y in range(top, bottom) for x in range(s)]
-                out[top:bottom, x0 : x0 + s] = naive_attention(w, p, c, tokens, where).reshape(
-                    bottom - top, s, -1
-                )
-    h = h + gate1 * torch.roll(out, (half, half), (0, 1))
-    b = norm(h, "norm2", shift2, scale2) @ w[p + "mlp.gate_up.weight"].T
-    gate, up = b[..., : c.hidden], b[..., c.hidden :]
-    return h + gate2 * ((gate * torch.sigmoid(gate) * up) @ w[p + "mlp.down.weight"].T)
-
-
-def naive_attention(
-    w: dict, p: str, c: ModelConfig, x: torch.Tensor, where: list[tuple[int, int]]
-) -> torch.Tensor:
-    """Attention among the tokens of one window, head by head, rotations as complex numbers."""
-    size = c.width // c.heads
-    heads = []
-    for head in range(c.heads):
-        q, k, v = (x @ w[p + "attention.qkv.weight"][n * c.width + head * size :][:size].T for n in range(3))
-        if c.rope:
-            f = c.rope_base ** (-2 * torch.arange(size // 4).double() / (size // 2))
-            angle = torch.stack([torch.cat((col * f, row * f)) for row, col in where])
-            turn = torch.polar(torch.ones_like(angle), angle)
-            q, k = (torch.complex(y[:, : size // 2], y[:, size // 2 :]) * turn for y in (q, k))
-            scores = (q @ k.conj().T).real
-        else:
-            scores = q @ k.T
-        heads.append(torch.softmax(scores / math.sqrt(size), -1) @ v)
-    return torch.cat(heads, -1) @ w[p + "attention.out.weight"].T
 
 
 @pytest.mark.parametrize("rope", [True, False])
