@@ -45,6 +45,7 @@ def limits(config: RunConfig, members: int = 0) -> Limits:
         units=config.model.layers + 2,
         samples=members or config.train.batch // config.train.microbatch,
         uneven=members > 0,
+        prefix="--parallel.",
     )
 
 

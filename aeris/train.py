@@ -74,10 +74,10 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     dims = choose_degrees(config, world)
     build_model(config.model, *counts, make_layout(config.model), "meta")
     check_same_run(config, run_dir)
+    speaker.together = world > 1  # from here on an error may be one rank's own
     device = choose_device(device_name)
     choose_policy(config.parallel.p2p, device)
     start(device, config.parallel.timeout_s)
-    speaker.together = world > 1
     seat = take_seat(config, counts, dims, rank, device)
     make_directories(run_dir, seat)
     run = Training(config, run_dir, store, seat)
@@ -212,7 +212,8 @@ def dry_run(arguments: Arguments, world: int) -> None:
     found, parallel = costs(config, channels), layout_of(config, channels, world)
     if arguments.json:
         about = {"preset": arguments.preset, "config": dataclasses.asdict(config), "parallel": parallel}
-        print(json.dumps({**found, **about}))
+        if speaker.rank == 0:
+            print(json.dumps({**found, **about}))
         return
     for section, values in dataclasses.asdict(config).items():
         table = Table(title=section, title_justify="left", show_header=False, box=None)

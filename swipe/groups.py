@@ -131,7 +131,7 @@ def check_shard(dims: ParallelDims, shard: int) -> None:
     if shard < 0 or (shard and ranks % shard):
         fits = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
         raise ValueError(
-            f"weights cannot be divided over {shard} of the {ranks} ranks of a stage: --parallel.shard can "
+            f"weights cannot be divided over {shard} of the {ranks} ranks of a stage: the shard degree can "
             f"be 0 (all), {fits}"
         )
 

@@ -103,11 +103,10 @@ class ParallelDims:
         window, sp = divmod(place, self.sp)
         return self.rank(Coordinate(dp, *divmod(window, self.wp_x), pp, sp))
 
-    @property
-    def flags(self) -> str:
-        """The command-line flags that ask for this mesh, without degrees of 1; "1 rank" if none is left."""
+    def flags(self, prefix: str = "--") -> str:
+        """Write command-line flags that ask for this mesh, without degrees of 1; "1 rank" if none is left."""
         named = [(axis.replace("_", "-"), degree) for axis, degree in asdict(self).items() if degree > 1]
-        return " ".join(f"--parallel.{axis} {degree}" for axis, degree in named) or "1 rank"
+        return " ".join(f"{prefix}{axis} {degree}" for axis, degree in named) or "1 rank"
 
     def __str__(self) -> str:
         return f"dp {self.dp} x wp {self.wp_y}x{self.wp_x} x pp {self.pp} x sp {self.sp}"
@@ -129,6 +128,7 @@ class Limits:
         heads: attention heads; sp divides them.
         units: most stages the model can be cut into.
         samples: microbatches of one step over all of dp, which divides them.
+        prefix: what a program's flags for the degrees begin with; errors name them.
         uneven: some replicas may have one sample more than others, so dp need not divide them.
 
     ValueError if one of them is not positive or the window is odd.
@@ -141,10 +141,11 @@ class Limits:
     units: int
     samples: int
     uneven: bool = False
+    prefix: str = "--"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if name != "uneven" and value < 1:
+            if name not in ("uneven", "prefix") and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.window % 2:
             raise ValueError(f"a window of {self.window} x {self.window} tokens has no four equal quadrants")
@@ -216,7 +217,7 @@ class Limits:
 
     def _refusal(self, what: str, reasons: list[str], asked: ParallelDims, world: int) -> ValueError:
         if near := self.nearest(asked, world):
-            advice = f"Nearest that do: {'; '.join(dims.flags for dims in near)}"
+            advice = f"Nearest that do: {'; '.join(dims.flags(self.prefix) for dims in near)}"
         else:
             flat = {math.prod(place) * dp for place in self._places() for dp in self._dp()}
             below = max(n * min(self.units, (world - 1) // n) for n in flat)

@@ -224,8 +224,9 @@ class _Run:
             y = loss / self.count
         if self.training:
             # The edge of the graph is enough to go back: the memory of the output is free once it is sent.
+            # (Of a view, because torch 2.8 cannot start from a function written in Python.)
             weight = None if pipeline.after else torch.ones_like(y)
-            self.flying[number] = _Flying(x, torch.autograd.graph.get_gradient_edge(y), weight)
+            self.flying[number] = _Flying(x, torch.autograd.graph.get_gradient_edge(y.view_as(y)), weight)
             pipeline.peak_in_flight = max(pipeline.peak_in_flight, len(self.flying))
 
     def backward(self, action: Action) -> None:

@@ -37,9 +37,13 @@ def shard(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh | None)
     policy = MixedPrecisionPolicy(
         reduce_dtype=torch.promote_types(dtype, torch.float32), cast_forward_inputs=False
     )
-    for part in parts:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for module in (*parts, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        # Weights stay gathered until their gradient is there. Left alone, the last backward pass would
+        # prefetch some that an earlier microbatch's pass order names, after they were given back.
+        module.set_modules_to_backward_prefetch([module])  # type: ignore[operator]
+        # Sum, then divide: gloo of torch 2.8 returns the sum when it is asked for an average.
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
 
 
 def last_backward(model: nn.Module, last: bool) -> None:

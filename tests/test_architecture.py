@@ -51,7 +51,9 @@ SWIPE_ROWS = (
     ("pipeline",),
     ("pictures",),
 )
-DISTRIBUTED = tuple(f"swipe.{name}" for name in ("backend", "collectives", "groups", "sharding", "checkpoint"))
+DISTRIBUTED = tuple(
+    f"swipe.{name}" for name in ("backend", "collectives", "groups", "sharding", "checkpoint")
+)
 FORBIDDEN_NAMES = ("util", "utils", "common", "helper", "helpers", "engine", "core", "misc")
 FORBIDDEN_WORDS = re.compile(r"weather|latitude|longitude|era5|pressure", re.IGNORECASE)
 CLUSTER_VARIABLES = re.compile(r"^(PBS|PALS|PMI|PMIX|OMPI|SLURM)_")

@@ -77,9 +77,9 @@ def test_the_order_of_ranks_is_written_out() -> None:
     assert dims.rank(Coordinate(dp=1, wp_y=1, wp_x=2, pp=3, sp=4)) == dims.world - 1
     assert dims.rank(Coordinate(dp=1, wp_y=0, wp_x=2, pp=3, sp=1)) == (((1 * 2 + 0) * 3 + 2) * 4 + 3) * 5 + 1
     assert str(dims) == "dp 2 x wp 2x3 x pp 4 x sp 5"
-    assert dims.flags == "--parallel.dp 2 --parallel.wp-y 2 --parallel.wp-x 3 --parallel.pp 4 --parallel.sp 5"
-    assert ParallelDims(wp_x=2).flags == "--parallel.wp-x 2"
-    assert ParallelDims().flags == "1 rank"
+    assert dims.flags() == "--dp 2 --wp-y 2 --wp-x 3 --pp 4 --sp 5"
+    assert ParallelDims(wp_x=2).flags("--parallel.") == "--parallel.wp-x 2"
+    assert ParallelDims().flags() == "1 rank"
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_samples_need_not_come_out_even() -> None:
             ParallelDims(dp=2, wp_y=2),
             6,
             "6 ranks as dp 2 x wp 2x1 x pp 1 x sp 1 cannot work: these degrees need 4 ranks, not 6. Nearest "
-            "that do: --parallel.wp-y 2 --parallel.pp 3; --parallel.dp 2 --parallel.pp 3; "
-            "--parallel.wp-x 2 --parallel.pp 3",
+            "that do: --wp-y 2 --pp 3; --dp 2 --pp 3; "
+            "--wp-x 2 --pp 3",
         ),
         (
             ParallelDims(dp=3, wp_y=4, wp_x=3, pp=7, sp=8),
@@ -248,8 +248,8 @@ def test_a_choice_that_cannot_be_made_says_why() -> None:
         TINY.choose(8, fixed={"pp": 5, "dp": 1})
     assert str(error.value) == (
         "8 ranks with pp 5 and dp 1 cannot work: the degrees must multiply to 8, dp divide 2, wp_y 2, wp_x 4 "
-        "and sp 4, and pp be at most 6. Nearest that do: --parallel.wp-x 2 --parallel.pp 4; "
-        "--parallel.wp-y 2 --parallel.pp 4; --parallel.pp 4 --parallel.sp 2"
+        "and sp 4, and pp be at most 6. Nearest that do: --wp-x 2 --pp 4; "
+        "--wp-y 2 --pp 4; --pp 4 --sp 2"
     )
     with pytest.raises(ValueError, match="7 ranks cannot work: .* the nearest numbers .*: 6 or 8"):
         TINY.choose(7, fixed={})
