@@ -216,6 +216,8 @@ def check(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             if value < 1:
                 raise ValueError(f"--{section}.{name.replace('_', '-')} is {value}: it must be at least 1")
+    if not config.parallel.timeout_s > 0:
+        raise ValueError(f"--parallel.timeout-s is {config.parallel.timeout_s:g}: it must be positive")
     for name in ("dp", "wp_y", "wp_x", "pp", "sp", "shard"):
         if getattr(config.parallel, name) < 0:
             flag = f"--parallel.{name.replace('_', '-')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def activation_bytes(model: Swin, in_channels: int, microbatch: int) -> int:
 def costs(config: RunConfig, channels: int) -> dict[str, Any]:
     """Say what training a state of `channels` costs: parameters, FLOPs and, on one device, bytes by part."""
     counts = channel_counts(channels)
-    model = build_model(config.model, *counts, FusedLayout(make_layout(config.model)), "meta")
+    plain = dataclasses.replace(config.model, compile=False)  # what counts bytes cannot be compiled
+    model = build_model(plain, *counts, FusedLayout(make_layout(config.model)), "meta")
     parameters = sum(p.numel() for p in model.parameters())
     parts = flops_per_sample(config.model, *counts)
     memory = {name: parameters * size for name, size in BYTES_PER_PARAMETER.items()}

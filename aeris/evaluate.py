@@ -9,6 +9,7 @@ climatology. Fields are read one init and lead time after the other, so one ense
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from numpy.typing import NDArray
 
 from aeris.data.forecasts import open_forecast
 from aeris.data.store import Store, packaged_sample
-from aeris.log import console, progress_bar, run_program
+from aeris.log import console, progress_bar, run_program, speaker
 from aeris.scores import plots
 from aeris.scores.baselines import climatology, climatology_times, second_of_day
 from aeris.scores.matching import match
 from aeris.scores.report import as_json, print_tables, write_files
 from aeris.scores.scorecard import Scorecard
 from aeris.scores.scoring import Labels, score
+from launch.rank import discover
 
 SAMPLE_TITLE = "SPEEDY perfect-model experiment"
 
@@ -203,6 +205,12 @@ def _print_plan(job: Evaluation) -> None:
 
 def main() -> None:
     """Read the command line and evaluate."""
+    ranks = discover(os.environ)
+    speaker.take_turn(ranks.rank)
+    if ranks.world > 1:
+        raise ValueError(
+            f"evaluation works in one process, not on {ranks.world} ranks: start it without a launcher"
+        )
     evaluate(tyro.cli(EvaluateConfig, description=__doc__, prog="python -m aeris.evaluate"))
 
 

@@ -95,7 +95,6 @@ def prepare(arguments: Arguments) -> Ensemble:
     dims = choose_degrees(config, world, arguments.members)
     device = choose_device(arguments.device)
     start(device, config.parallel.timeout_s)
-    speaker.together = world > 1
     seat = take_seat(config, trained.counts, dims, rank, device)
     model = load_network(trained, seat.layout, device, seat.units, near=seat.at.pp / dims.pp)
     forecaster = Forecaster(
@@ -261,7 +260,8 @@ def main() -> None:
     """Run the program."""
     ranks = discover(os.environ)
     speaker.take_turn(ranks.rank)
-    arguments = parse(sys.argv[1:])
+    with speaker.hush():
+        arguments = parse(sys.argv[1:])
     if arguments.json and not arguments.dry_run:
         raise ValueError("--json goes with --dry-run")
     keep_freed_memory()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +23,39 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass
 class Speaker:
-    """Who this process is among others: only rank 0 speaks, unless a rank has an error of its own."""
+    """Who this process is among others: rank 0 speaks, another rank only of an error of its own."""
 
     rank: int = 0
-    together: bool = False
-    """Whether the ranks have met: before, all of them meet the same errors."""
 
     def take_turn(self, rank: int) -> None:
         """Be quiet on every rank but 0."""
         self.rank = rank
         console.quiet = rank != 0
 
-    def says(self, error: BaseException) -> bool:
-        """Tell whether this process should say an error, or another one does."""
-        return self.rank == 0 or (self.together and type(error).__name__ != "AgreedError")
+    @contextmanager
+    def hush(self) -> Iterator[None]:
+        """Let only rank 0 print what a library prints by itself."""
+        with ExitStack() as stack:
+            if self.rank:
+                stack.enter_context(redirect_stdout(io.StringIO()))
+                stack.enter_context(redirect_stderr(io.StringIO()))
+            yield
+
+    def say(self, error: BaseException, text: str) -> None:
+        """Say an error: on rank 0 at once, on others with their name, and only if they are alone with it.
+
+        A launcher ends all ranks when one ends. So a rank waits a moment: if rank 0 has the same error, it
+        has said it by then, and this one is no more.
+        """
+        whose = ""
+        if self.rank and not isinstance(error, ConnectionError):  # those name their rank
+            if type(error).__name__ == "AgreedError":
+                time.sleep(1.0)
+                return
+            time.sleep(1.0)
+            whose = f"rank {self.rank}: "
+        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{text}"))
 
 
 speaker = Speaker()
@@ -57,18 +78,10 @@ def run_program(main: Callable[[], None]) -> None:
             raise
         reason = str(error).splitlines()[0]
         hint = "try a smaller --train.microbatch or --batch, or --model.checkpointing block"
-        stderr.print(Text.assemble(("error: ", "bold red"), f"{reason}: {hint}"))
+        speaker.say(error, f"{reason}: {hint}")
         sys.exit(2)
     except (ValueError, OSError) as error:
-        if speaker.says(error):
-            # What all say alike, and a lost connection, need no name of a rank, or bring their own.
-            named = type(error).__name__ == "AgreedError" or isinstance(error, ConnectionError)
-            whose = f"rank {speaker.rank}: " if speaker.together and not named else ""
-            stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{error}"))
-        else:
-            time.sleep(
-                1.0
-            )  # launchers end all ranks when the first one ends: that shall be the one that says it
+        speaker.say(error, str(error))
         if isinstance(error, ConnectionError):
             # Another rank is lost: a thread that still waits for it must not keep this one alive.
             sys.stdout.flush()

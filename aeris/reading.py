@@ -73,10 +73,13 @@ def _numbers_only(images: ImageOrder) -> Iterator[Sample]:
 
 
 def _hand_on(loader: Iterable[Sample], seat: Seat) -> Iterator[Sample]:
-    """Read samples, send the other ranks of the sp axis their tokens, and keep the first part."""
+    """Read samples, send the other ranks of the sp axis their tokens, and keep the first part.
+
+    Between CPUs, whatever the ranks compute on: a message that is expected for long would occupy a device.
+    """
     sending: list[Pending] = []
     for sample in loader:
-        parts_RBNTC = split_tokens(torch.cat(sample[:3], dim=-1).to(seat.device), seat.layout.shard)
+        parts_RBNTC = split_tokens(torch.cat(sample[:3], dim=-1), seat.layout.shard)
         sends = [
             Message(rank, part, DATA_TAG)
             for rank, part in zip(seat.groups.reading.ranks[1:], parts_RBNTC[1:])
@@ -104,7 +107,7 @@ def _from_reader(seat: Seat, images: ImageOrder, channels: int) -> Iterator[Samp
     reader = seat.groups.reading.ranks[0]
 
     def expect() -> tuple[Tensor, Pending]:
-        buffer = torch.empty(shape, device=seat.device)
+        buffer = torch.empty(shape)
         message = Message(reader, buffer, DATA_TAG)
         return buffer, exchange([], [message], "samples", group=seat.groups.reading)
 

@@ -39,6 +39,11 @@ def open_store(config: RunConfig) -> Store:
             f"the store {path} begins at row {store.row_offset} of its original grid, the run expects row "
             f"{model.row_offset}: pass --model.row-offset {store.row_offset}"
         )
+    if config.data.roll and store.masks:
+        raise ValueError(
+            f"{path} has masked channels ({', '.join(store.masks)}), which cannot be rolled: "
+            "pass --data.no-roll"
+        )
     wanted = config.data.channels
     if wanted and tuple(store.names) != tuple(wanted):
         missing = [name for name in wanted if name not in store.names]

@@ -28,7 +28,7 @@ from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
 from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
 from swipe import checkpoint, noise
-from swipe.collectives import AgreedError, agree
+from swipe.collectives import AgreedError, agree, tell
 from swipe.gradients import clip, global_norm
 from swipe.pipeline import Microbatch
 from swipe.sharding import local, replicas
@@ -106,12 +106,15 @@ class Training:
 
         It may have been saved by any number of ranks in any layout.
         """
-        found = checkpoint.complete(self.run_dir / "checkpoints")
-        if not found:
+        found = checkpoint.complete(self.run_dir / "checkpoints") if self.seat.lead else []
+        # One rank chooses: on a network file system another may not see the newest yet.
+        name = tell(self.seat.groups.world, found[-1].name if found else "")
+        if not name:
             return False
-        meta = checkpoint.read_meta(found[-1])
+        path = self.run_dir / "checkpoints" / name
+        meta = checkpoint.read_meta(path)
         check_fingerprint(meta["fingerprint"], self.store)
-        checkpoint.load(found[-1], self.tensors(), near=self.seat.at.pp / self.seat.dims.pp)
+        checkpoint.load(path, self.tensors(), near=self.seat.at.pp / self.seat.dims.pp)
         self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
         self.skipped_in_a_row = meta["skipped_in_a_row"]
         return True

@@ -34,7 +34,7 @@ from aeris.restore import channel_counts, check_same_run, open_store
 from aeris.step import Training, check_finite, train_step
 from launch.rank import discover, export, leave
 from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
-from swipe.collectives import AgreedError, agree, all_reduce, barrier
+from swipe.collectives import all_reduce, barrier, tell, together
 from swipe.groups import choose_policy
 from swipe.mesh import AXES
 from swipe.schedule import SCHEDULES, render, simulate
@@ -74,16 +74,19 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     dims = choose_degrees(config, world)
     build_model(config.model, *counts, make_layout(config.model), "meta")
     check_same_run(config, run_dir)
-    speaker.together = world > 1  # from here on an error may be one rank's own
     device = choose_device(device_name)
     choose_policy(config.parallel.p2p, device)
     start(device, config.parallel.timeout_s)
     seat = take_seat(config, counts, dims, rank, device)
-    make_directories(run_dir, seat)
+    with together(seat.groups.world):
+        check_same_command(config, seat)
+        if seat.lead:
+            make_directories(run_dir)
     run = Training(config, run_dir, store, seat)
-    resumed = run.resume()
-    if seat.lead:
-        configs.save(config, run_dir / "config.json")
+    with together(seat.groups.world):
+        resumed = run.resume()
+        if seat.lead:
+            configs.save(config, run_dir / "config.json")
     counted = torch.tensor(float(sum(p.numel() for p in run.model.parameters())) / (dims.dp * dims.places))
     parameters = int(all_reduce(counted.double(), seat.groups.world, "parameters").round())
     ranks = f"{world} ranks ({dims}), {device.type}" if world > 1 else str(device)
@@ -93,21 +96,36 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     return run
 
 
-def make_directories(run_dir: Path, seat: Seat) -> None:
-    """Make the run directory, on one rank; all learn if that fails.
+def check_same_command(config: RunConfig, seat: Seat) -> None:
+    """Check that all ranks were started with the same settings; the path of the data may differ.
 
     Raises:
-        AgreedError: it cannot be written.
+        ValueError: they were not; names a setting.
     """
-    error = None
-    if seat.lead:
-        try:
-            for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
-                directory.mkdir(parents=True, exist_ok=True)
-        except OSError as refused:
-            error = f"cannot write the run directory {run_dir} ({refused}): choose another --run-dir"
-    if error := agree(seat.groups.world, error):
-        raise AgreedError(error)
+    here = dataclasses.asdict(config)
+    there = tell(seat.groups.world, here)
+    for section, values in there.items():
+        for name, value in values.items():
+            if here[section][name] != value and (section, name) != ("data", "store"):
+                raise ValueError(
+                    f"rank {seat.groups.rank} was started with --{section}.{name.replace('_', '-')} "
+                    f"{here[section][name]}, rank 0 with {value}"
+                )
+
+
+def make_directories(run_dir: Path) -> None:
+    """Make the run directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
+        ) from None
 
 
 class Display:
@@ -189,9 +207,9 @@ def plot(run_dir: Path) -> None:
 
 
 def layout_of(config: RunConfig, channels: int, world: int) -> dict[str, Any]:
-    """Say how a run would be spread over `world` ranks, or over as many as the degrees asked for make."""
+    """Say how a run would be spread over `world` ranks; alone, over as many as its degrees make."""
     degrees = [getattr(config.parallel, axis) or 1 for axis in AXES]
-    dims = choose_degrees(config, max(world, math.prod(degrees)))
+    dims = choose_degrees(config, math.prod(degrees) if world == 1 else world)
     stages = cut(config.model, *channel_counts(channels), dims.pp)
     count = config.train.batch // (config.train.microbatch * dims.dp)
     timeline = simulate(SCHEDULES[config.parallel.schedule](dims.pp, count))
@@ -227,7 +245,7 @@ def dry_run(arguments: Arguments, world: int) -> None:
         table.add_row(f"  {name.replace('_', ' ')}", f"{value / found['flops_per_sample']:.2%}")
     table.add_row("FLOPs per sample, repeated by checkpointing", f"{found['recompute_flops_per_sample']:.4g}")
     for name, value in found["memory_bytes"].items():
-        table.add_row(f"memory, {name}", f"{value / 2**30:.3f} GiB")
+        table.add_row(f"memory if one device held all, {name}", f"{value / 2**30:.3f} GiB")
     console.print(table)
     print_layout(config, parallel)
 
@@ -269,7 +287,8 @@ def main() -> None:
     """Run the program."""
     ranks = discover(os.environ)
     speaker.take_turn(ranks.rank)
-    arguments = parse(sys.argv[1:])
+    with speaker.hush():
+        arguments = parse(sys.argv[1:])
     if arguments.dry_run:
         dry_run(arguments, ranks.world)
         return

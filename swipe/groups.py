@@ -30,7 +30,7 @@ class Groups:
         rank: this rank.
         world: all ranks.
         sequence: ranks that share windows: sp. All-to-alls of attention.
-        reading: the same ranks, for handing on what one of them has read.
+        reading: the same ranks over gloo, for handing on what one of them has read.
         chain: ranks of all stages at this rank's (dp, wp, sp).
         saving: the ranks of the stage (dp x wp x sp, those with the same weights) and all ranks again, over
             gloo, for checkpoints written in the background.
@@ -96,7 +96,7 @@ def make_groups(
         rank=rank,
         world=Group("all ranks", everyone, rank, dist.group.WORLD),
         sequence=_group("sp", sequence, rank, timeout_s),
-        reading=_group("sp", sequence, rank, timeout_s),
+        reading=_gloo("sp", sequence, rank, timeout_s) if dims.sp > 1 else Group("sp", sequence, 0),
         chain=_group("pp", dims.along(rank, "pp"), rank, timeout_s),
         saving=(_gloo("dp x wp x sp", stage, rank), _gloo("all ranks", everyone, rank)),
         policy=policy,
@@ -165,9 +165,9 @@ def _group(name: str, ranks: tuple[int, ...], rank: int, timeout_s: float) -> Gr
     return Group(name, ranks, ranks.index(rank), _new_group(ranks, timeout_s))
 
 
-def _gloo(name: str, ranks: tuple[int, ...], rank: int) -> Group:
+def _gloo(name: str, ranks: tuple[int, ...], rank: int, timeout_s: float = SAVING_TIMEOUT_S) -> Group:
     """Make a group for CPU tensors, with a handle even for one rank: DCP wants one."""
-    return Group(name, ranks, ranks.index(rank), _new_group(ranks, SAVING_TIMEOUT_S, "gloo"))
+    return Group(name, ranks, ranks.index(rank), _new_group(ranks, timeout_s, "gloo"))
 
 
 def _weight_mesh(

@@ -188,7 +188,7 @@ class _Run:
             if isinstance(step, Transfer):
                 self.transfer(step)
             else:
-                with waiting(f"pass {step.at(self.pipeline.stage)} of the pipeline"):
+                with waiting(f"pass {step.at(self.pipeline.stage)} of the pipeline (weights or gradients)"):
                     kinds[step.kind](step)
         while self.sending:
             self.sending.popleft().wait()

@@ -123,3 +123,10 @@ def test_bad_configurations_name_the_entry(path: tuple, value: object, says: str
     target[path[-1]] = value
     with pytest.raises(ValueError, match=says):
         configs.from_dict(configs.RunConfig, values, "config.json")
+
+
+def test_costs_do_not_compile() -> None:
+    """What a compiled run costs is counted on the plain network."""
+    config = PRESETS["tiny"]()
+    compiled = dataclasses.replace(config, model=dataclasses.replace(config.model, compile=True))
+    assert costs(compiled, 24) == costs(config, 24)

@@ -280,7 +280,7 @@ def test_an_unwritable_run_directory_is_one_error(tmp_path: Path) -> None:
     """A path below a file: the system's own words, nothing trained."""
     (tmp_path / "file").touch()
     with pytest.raises(
-        ValueError, match="cannot write the run directory .*Not a directory.*choose another --run-dir"
+        OSError, match="cannot write the run directory .*Not a directory.*choose another --run-dir"
     ):
         train.prepare(small(4), tmp_path / "file" / "run", CPU)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,39 +105,58 @@ def test_torchrun_chooses_a_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout", "says"),
+    ("ranks", "settings", "says"),
     [
-        ("3", (), "3 ranks"),
+        ("7", (), "7 ranks cannot work"),
         ("8", ("--parallel.sp", "3"), "sp 3 does not divide the 4 attention heads"),
         ("2", ("--parallel.pp", "7"), "pp 7 is more than the 6 stages"),
         ("4", ("--parallel.wp-y", "4"), "wp_y 4 does not divide the 2 rows of windows"),
+        ("4", ("--parallel.pp", "2", "--parallel.sp", "4"), "the degrees must multiply to 4"),
+        ("2", ("--parallel.dp", "2", "--train.microbatch", "4"), "With less than --train.microbatch 4"),
         ("4", ("--parallel.shard", "3"), "the shard degree can be 0 (all), 1, 2, 4"),
         ("4", ("--parallel.dp", "-1"), "--parallel.dp is -1"),
+        ("4", ("--parallel.timeout-s", "0"), "--parallel.timeout-s is 0"),
     ],
 )
-def test_degrees_that_cannot_work_are_refused_before_ranks_meet(
-    ranks: str, layout: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_work_is_refused_before_ranks_meet(
+    ranks: str, settings: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without any other rank there, so nothing was waited for; what does work is named."""
+    """Without any other rank there, so nothing was waited for; degrees that do work are named."""
     from aeris import train
 
     for name, value in {"RANK": "0", "WORLD_SIZE": ranks, "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    arguments = train.parse(["tiny", *SMALL, *layout, *directory(tmp_path / "run")])
-    if ranks == "3":
-        assert str(train.layout_of(arguments.config, 24, 3)["layout"]) == "dp 1 x wp 1x1 x pp 3 x sp 1"
-        return
+    arguments = train.parse(["tiny", *SMALL, *settings, *directory(tmp_path / "run")])
     with pytest.raises(ValueError) as caught:
         train.prepare(arguments.config, arguments.run_dir, "cpu")
     assert says in str(caught.value)
-    assert "--parallel." in str(caught.value) or "shard" in says
+    if "cannot work" in str(caught.value):
+        assert re.search("Nearest that do: --parallel.|nearest numbers", str(caught.value))
+    with pytest.raises(ValueError, match=re.escape(says)):  # the dry run refuses it too
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        monkeypatch.setattr("sys.argv", ["train", "tiny", *SMALL, *settings, "--dry-run"])
+        train.main()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_is_said_once_or_by_whose_it_is(tmp_path: Path) -> None:
+    """What all have rank 0 says; what one has alone it says with its name; other settings are noticed."""
+    mine = ("--train.images", "8", *directory(tmp_path / "run"))
+    said = run((*mpi(3), *TRAIN), *mine, "--data.store", "nowhere", ok=False)
+    assert said.count("error:") == 1 and "rank" not in said.split("error:")[1].splitlines()[0], said
+    both = (*mpi(1), *TRAIN, *mine, ":", "-n", "1", *TRAIN, *mine)
+    said = run(both, "--data.store", "nowhere", ok=False)
+    assert said.count("error:") == 1 and "error: rank 1: " in said, said
+    said = run(both, "--train.seed", "5", ok=False)
+    assert "error: rank 1 was started with --train.seed 5, rank 0 with 0" in said, said
 
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_all_and_the_run_goes_on(tmp_path: Path) -> None:
     """Every survivor says where it waited, within seconds; the same command resumes from the checkpoint."""
-    port = str(29600 + os.getpid() % 300)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     arguments = ("--train.images", "4000", "--checkpoint.every-images", "8", "--parallel.pp", "2")
     with ExitStack() as stack:
         ranks = []
