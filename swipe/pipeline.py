@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -134,9 +135,8 @@ class Pipeline:
             ValueError: the iterable ends early.
             CommunicationError: another rank died, is stuck, or was built differently.
         """
-        table = SCHEDULES[self.schedule](self.stages, count)
         run = _Run(self, iter(microbatches), count)
-        run.through(lower(table, self.policy)[self.stage])
+        run.through(_row(self.schedule, self.stages, count, self.policy, self.stage))
         return torch.stack(run.losses) if run.losses else torch.empty(0, device=run.device)
 
     @torch.no_grad()
@@ -151,6 +151,12 @@ class Pipeline:
         run.through(steps)
         drop_gathered(self.model)
         return run.outputs
+
+
+@cache
+def _row(schedule: str, stages: int, count: int, policy: str, stage: int) -> tuple[Step, ...]:
+    """Make a stage's row of a table with its messages, once for all steps."""
+    return tuple(lower(SCHEDULES[schedule](stages, count), policy)[stage])
 
 
 class _Flying(NamedTuple):
