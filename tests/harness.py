@@ -160,7 +160,8 @@ def _rank(
         code = 0
     except BaseException:
         text = f"{time.monotonic_ns()} ns: rank {rank} of {world} raised\n{traceback.format_exc()}"
-        (directory / f"{rank}.error").write_text(text)
+        (directory / f"{rank}.partial").write_text(text)  # renamed: this rank may be killed as it writes
+        (directory / f"{rank}.partial").rename(directory / f"{rank}.error")
     finally:
         sys.stdout.flush()
         os._exit(code)
