@@ -49,10 +49,9 @@ class Speaker:
         """
         whose = ""
         if self.rank and not isinstance(error, ConnectionError):  # those name their rank
-            if type(error).__name__ == "AgreedError":
-                time.sleep(1.0)
-                return
             time.sleep(1.0)
+            if type(error).__name__ == "AgreedError":
+                return
             whose = f"rank {self.rank}: "
         stderr = Console(stderr=True, highlight=False, soft_wrap=True)
         stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{text}"))
@@ -100,6 +99,7 @@ def progress_bar(*fields: str) -> Progress:
         TextColumn("left"),
         console=console,
         refresh_per_second=2,
+        disable=console.quiet,  # no thread to draw what nobody sees
     )
 
 

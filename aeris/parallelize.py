@@ -22,8 +22,6 @@ from swipe.sharding import shard
 from swipe.stages import balanced_cut
 from swipe.windows import WindowGrid
 
-ONE_RANK = ParallelDims()
-
 
 def window_grid(config: ModelConfig) -> WindowGrid:
     """Return the windows of the model's grid.

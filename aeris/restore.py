@@ -14,7 +14,7 @@ from aeris.config import RunConfig
 from aeris.data.forcing import FORCINGS
 from aeris.data.store import Store, packaged_sample
 from aeris.model.swin import Swin
-from aeris.parallelize import build_model, make_layout
+from aeris.parallelize import build_model
 from swipe import checkpoint
 from swipe.layout import WindowLayout
 
@@ -187,18 +187,3 @@ def load_network(
     tensors = {f"{trained.weights}.{name}": p.detach() for name, p in model.named_parameters()}
     checkpoint.load(trained.path, tensors, near)
     return model.eval().requires_grad_(False)
-
-
-def load_model(
-    run_dir: Path, weights: str = "ema", path: Path | None = None, device: torch.device | str = "cpu"
-) -> tuple[Swin, WindowLayout, RunConfig, dict[str, Any]]:
-    """Build a run's network with its trained weights on this process alone.
-
-    Args and errors: as of `find_trained` and `load_network`.
-
-    Returns:
-        The network in evaluation mode, its layout, the run's configuration, and the checkpoint's meta.
-    """
-    trained = find_trained(run_dir, weights, path)
-    layout = make_layout(trained.config.model)
-    return load_network(trained, layout, device), layout, trained.config, trained.meta

@@ -7,7 +7,6 @@ To resume, to go on with more images, or after a crash: the same command again, 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -18,15 +17,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.table import Table
 
 from aeris import config as configs
 from aeris.config import RunConfig
-from aeris.costs import costs
-from aeris.flops import measure_gemm_rate
+from aeris.dry_run import dry_run
+from aeris.flops import flops_per_sample, measure_gemm_rate
 from aeris.log import RunLog, console, progress_bar, run_program, speaker
 from aeris.model.swin import DTYPES
-from aeris.parallelize import Seat, build_model, choose_degrees, cut, make_layout, take_seat
+from aeris.parallelize import Seat, build_model, choose_degrees, make_layout, take_seat
 from aeris.presets import PRESETS
 from aeris.rates import Rates
 from aeris.reading import ImageOrder, read_samples
@@ -36,8 +34,6 @@ from launch.rank import discover, export, leave
 from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
 from swipe.collectives import all_reduce, barrier, tell, together
 from swipe.groups import choose_policy
-from swipe.mesh import AXES
-from swipe.schedule import SCHEDULES, render, simulate
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,8 @@ def train(run: Training) -> None:
     steps = max(0, -(-(settings.images - run.images_seen) // settings.batch))
     last = run.images_seen + steps * settings.batch
     images = ImageOrder(run.images_seen, last, settings.microbatch, seat.dims.dp, seat.at.dp)
-    flops = costs(config, len(run.store.names))["flops_per_sample"] / seat.dims.world
+    counts = channel_counts(len(run.store.names))
+    flops = sum(flops_per_sample(config.model, *counts).values()) / seat.dims.world
     # Only rank 0 speaks of rates; the others would take the cores from it.
     gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision]) if seat.lead else 1.0
     saved = run.images_seen
@@ -206,70 +203,6 @@ def plot(run_dir: Path) -> None:
     console.print(f"training curve: {run_dir / 'plots' / 'training.png'}")
 
 
-def layout_of(config: RunConfig, channels: int, world: int) -> dict[str, Any]:
-    """Say how a run would be spread over `world` ranks; alone, over as many as its degrees make."""
-    degrees = [getattr(config.parallel, axis) or 1 for axis in AXES]
-    dims = choose_degrees(config, math.prod(degrees) if world == 1 else world)
-    stages = cut(config.model, *channel_counts(channels), dims.pp)
-    count = config.train.batch // (config.train.microbatch * dims.dp)
-    timeline = simulate(SCHEDULES[config.parallel.schedule](dims.pp, count))
-    return {
-        "layout": str(dims),
-        "world": dims.world,
-        "stages": [[units.start, units.stop] for units in stages],
-        "microbatches": count,
-        "bubble": timeline.bubble,
-    }
-
-
-def dry_run(arguments: Arguments, world: int) -> None:
-    """Print the resolved configuration, the layout and what a step costs; build nothing but shapes."""
-    config = arguments.config
-    configs.check(config)
-    channels = len(config.data.channels) or len(open_store(config).names)
-    found, parallel = costs(config, channels), layout_of(config, channels, world)
-    if arguments.json:
-        about = {"preset": arguments.preset, "config": dataclasses.asdict(config), "parallel": parallel}
-        if speaker.rank == 0:
-            print(json.dumps({**found, **about}))
-        return
-    for section, values in dataclasses.asdict(config).items():
-        table = Table(title=section, title_justify="left", show_header=False, box=None)
-        for name, value in values.items():
-            table.add_row(f"--{section}.{name.replace('_', '-')}", str(value))
-        console.print(table)
-    table = Table(title="what it costs", title_justify="left", show_header=False, box=None)
-    table.add_row("parameters", f"{found['parameters']:,}")
-    table.add_row("FLOPs per sample, forward + backward", f"{found['flops_per_sample']:.4g}")
-    for name, value in found["flops_by_part"].items():
-        table.add_row(f"  {name.replace('_', ' ')}", f"{value / found['flops_per_sample']:.2%}")
-    table.add_row("FLOPs per sample, repeated by checkpointing", f"{found['recompute_flops_per_sample']:.4g}")
-    for name, value in found["memory_bytes"].items():
-        table.add_row(f"memory if one device held all, {name}", f"{value / 2**30:.3f} GiB")
-    console.print(table)
-    print_layout(config, parallel)
-
-
-def print_layout(config: RunConfig, parallel: dict[str, Any]) -> None:
-    """Print how the run is spread over ranks, and its pipeline as long as that fits a screen."""
-    table = Table(title="how it is spread", title_justify="left", show_header=False, box=None)
-    table.add_row("ranks", f"{parallel['world']:,} as {parallel['layout']}")
-    for number, units in enumerate(parallel["stages"]):
-        names = [unit_name(unit, config.model.layers) for unit in range(*units)]
-        table.add_row(f"stage {number}", ", ".join(names))
-    stages, count = len(parallel["stages"]), parallel["microbatches"]
-    table.add_row("microbatches per step and replica", str(count))
-    table.add_row("pipeline idle", f"{parallel['bubble']:.1%}")
-    console.print(table)
-    if 1 < stages <= 8 and count <= 12:
-        console.print(render(SCHEDULES[config.parallel.schedule](stages, count)))
-
-
-def unit_name(unit: int, layers: int) -> str:
-    """Name a unit of the network (`Swin`)."""
-    return "embedding" if unit == 0 else "head" if unit == layers + 1 else f"layer {unit - 1}"
-
-
 def parse(argv: list[str]) -> Arguments:
     """Read the command line over the preset it names (tiny if none); the run directory is named after it."""
     preset = "tiny"
@@ -290,7 +223,7 @@ def main() -> None:
     with speaker.hush():
         arguments = parse(sys.argv[1:])
     if arguments.dry_run:
-        dry_run(arguments, ranks.world)
+        dry_run(arguments.config, arguments.preset, ranks.world, arguments.json)
         return
     if arguments.json:
         raise ValueError("--json goes with --dry-run")

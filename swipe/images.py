@@ -24,7 +24,7 @@ class Images:
 
     Args:
         grid: the windows of an image.
-        groups: the ranks; those of a (dp, pp) hold an image as `WindowShard.dealt` says.
+        groups: the ranks; those of a (dp, pp) hold an image as `WindowShard.at_place` says.
     """
 
     def __init__(self, grid: WindowGrid, groups: Groups) -> None:
@@ -37,8 +37,7 @@ class Images:
         """Return the numbers, row * cols + col, of the tokens of a place: int64 [N, T]."""
         if place not in self._tokens:
             wp = (self.dims.wp_y, self.dims.wp_x)
-            window, sp = divmod(place, self.dims.sp)
-            shard = WindowShard.dealt(self.grid, wp, divmod(window, wp[1]), self.dims.sp, sp)
+            shard = WindowShard.at_place(self.grid, wp, self.dims.sp, place)
             self._tokens[place] = torch.from_numpy(shard.token_index())
         return self._tokens[place]
 

@@ -54,8 +54,7 @@ class WindowLayout:
         Raises:
             ValueError: the shard is not that of `place`.
         """
-        wp_rank, sp_rank = divmod(place, shard.sp)
-        expected = WindowShard.dealt(shard.grid, wp, divmod(wp_rank, wp[1]), shard.sp, sp_rank)
+        expected = WindowShard.at_place(shard.grid, wp, shard.sp, place)
         if shard != expected or len(ranks) != wp[0] * wp[1] * shard.sp:
             raise ValueError(
                 f"this layout needs the {len(expected.windows)} windows of place {place} of {wp[0]} x "
@@ -81,10 +80,9 @@ class WindowLayout:
         """
         if groups is None:
             return cls(WindowShard.full(grid))
-        dims, at = groups.dims, groups.dims.coordinate(groups.rank)
+        dims, place = groups.dims, groups.dims.place(groups.rank)
         wp = (dims.wp_y, dims.wp_x)
-        shard = WindowShard.dealt(grid, wp, (at.wp_y, at.wp_x), dims.sp, at.sp)
-        place = dims.place(groups.rank)
+        shard = WindowShard.at_place(grid, wp, dims.sp, place)
         return cls(shard, wp, groups.place_ranks, place, groups.sequence, groups.policy)
 
     def to_windows(self, x_BCYX: Tensor) -> Tensor:

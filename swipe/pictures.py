@@ -108,8 +108,7 @@ def owners(grid: WindowGrid, wp: tuple[int, int], sp: int, sign: int = 0) -> NDA
     """
     held = np.full(grid.rows * grid.cols, -1)
     for place in range(wp[0] * wp[1] * sp):
-        wp_rank, sp_rank = divmod(place, sp)
-        shard = WindowShard.dealt(grid, wp, divmod(wp_rank, wp[1]), sp, sp_rank)
+        shard = WindowShard.at_place(grid, wp, sp, place)
         pieces = shard.token_index().reshape(len(shard.windows) * len(shard.quadrants), -1)
         for part in shift_plan(grid, wp, sp, place, sign).sends:
             held[pieces[list(part.pieces)]] = part.place

@@ -39,11 +39,12 @@ def shard(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh | None)
     )
     for module in (*parts, model):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        assert isinstance(module, FSDPModule), "fully_shard has made it one"
         # Weights stay gathered until their gradient is there. Left alone, the last backward pass would
         # prefetch some that an earlier microbatch's pass order names, after they were given back.
-        module.set_modules_to_backward_prefetch([module])  # type: ignore[operator]
+        module.set_modules_to_backward_prefetch([module])
         # Sum, then divide: gloo of torch 2.8 returns the sum when it is asked for an average.
-        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+        module.set_force_sum_reduction_for_comms(True)
 
 
 def last_backward(model: nn.Module, last: bool) -> None:

@@ -43,8 +43,7 @@ def shift_plan(grid: WindowGrid, wp: tuple[int, int], sp: int, place: int, sign:
     Args:
         sign: +1 to the shifted tiling, -1 back, 0 stay.
     """
-    wp_rank, sp_rank = divmod(place, sp)
-    shard = WindowShard.dealt(grid, wp, divmod(wp_rank, wp[1]), sp, sp_rank)
+    shard = WindowShard.at_place(grid, wp, sp, place)
     sends: dict[int, list[int]] = {}
     receives: dict[int, list[tuple[int, int]]] = {}
     held = [(window, quadrant) for window in shard.windows for quadrant in shard.quadrants]

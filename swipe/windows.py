@@ -137,6 +137,12 @@ class WindowShard:
         rows, cols = range(place[0], grid.windows_y, ranks[0]), range(place[1], grid.windows_x, ranks[1])
         return cls(grid, tuple((wy, wx) for wy in rows for wx in cols), sp, sp_rank)
 
+    @classmethod
+    def at_place(cls, grid: WindowGrid, ranks: tuple[int, int], sp: int, place: int) -> WindowShard:
+        """Return what the rank at `place` = (py * wp_x + px) * sp + sp_rank holds; see `dealt`."""
+        wp_rank, sp_rank = divmod(place, sp)
+        return cls.dealt(grid, ranks, divmod(wp_rank, ranks[1]), sp, sp_rank)
+
     @property
     def whole(self) -> WindowShard:
         """The same windows, each with all its tokens."""
@@ -158,12 +164,6 @@ class WindowShard:
         count = 4 // self.sets
         first = self.sp_rank // self.strips * count
         return tuple(range(first, first + count))
-
-    def slab(self, window: int) -> tuple[int, int, int, int]:
-        """Return (row0, row1, col0, col1), half open, of local window `window` in the unshifted tiling."""
-        wy, wx = self.windows[window]
-        side = self.grid.window
-        return wy * side, (wy + 1) * side, wx * side, (wx + 1) * side
 
     def positions(self) -> NDArray[np.int64]:
         """Return (row, column) inside the window of every local token, int64 [T, 2]."""

@@ -63,7 +63,7 @@ def run_distributed(
 
 @functools.lru_cache(maxsize=1)
 def _server() -> Connection:
-    """Start the server of this session; it ends when its connection closes."""
+    """Start the server that forks the ranks of this test run; it ends when its connection closes."""
     ours, theirs = multiprocessing.Pipe()
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))

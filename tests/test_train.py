@@ -17,6 +17,7 @@ from aeris.config import RunConfig
 from aeris.data.loader import SampleDataset, make_loader
 from aeris.data.store import StoreError, packaged_sample
 from aeris.model.swin import Swin
+from aeris.parallelize import make_layout
 from aeris.presets import PRESETS
 from aeris.step import Training, check_finite, noisy, train_step
 from swipe import checkpoint
@@ -195,19 +196,20 @@ def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_the_average_forecasts(tmp_path: Path) -> None:
-    """`load_model` gives the averaged or the raw weights of the newest checkpoint."""
+    """A run gives back the averaged or the raw weights of its newest checkpoint."""
     run = go(small(8), tmp_path)
     for kind, weights in (("ema", run.ema.weights), ("raw", dict(run.model.named_parameters()))):
-        model, _, config, meta = restore.load_model(tmp_path, kind)
+        trained = restore.find_trained(tmp_path, kind)
+        model = restore.load_network(trained, make_layout(trained.config.model), "cpu")
         assert (
             isinstance(model, Swin)
             and not model.training
-            and config.train.images == 8
-            and meta["images_seen"] == 8
+            and trained.config.train.images == 8
+            and trained.meta["images_seen"] == 8
         )
         assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
     with pytest.raises(ValueError, match="choose ema or raw"):
-        restore.load_model(tmp_path, "best")
+        restore.find_trained(tmp_path, "best")
 
 
 def other_store(tmp_path: Path) -> Path:

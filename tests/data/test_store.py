@@ -61,9 +61,10 @@ def test_windows_are_pieces_of_the_field(store_path: Path, window: int, kind: st
         field_CYX = store.read(index)
         expected = field_CYX.reshape(20, -1).T[shard.token_index()]
         np.testing.assert_array_equal(store.read_windows(index, shard), expected)
-        for number, (row0, row1, col0, col1) in enumerate(map(shard.slab, range(len(shard.windows)))):
-            slab = field_CYX[:, row0:row1, col0:col1].reshape(20, 2, window // 2, 2, -1)
-            quadrants = slab.transpose(1, 3, 2, 4, 0).reshape(-1, 20)
+        for number, corner in enumerate(shard.windows):
+            row, col = (place * window for place in corner)
+            cut = field_CYX[:, row : row + window, col : col + window].reshape(20, 2, window // 2, 2, -1)
+            quadrants = cut.transpose(1, 3, 2, 4, 0).reshape(-1, 20)
             np.testing.assert_array_equal(store.read_windows(index, shard)[number], quadrants)
 
 

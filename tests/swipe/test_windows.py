@@ -1,4 +1,4 @@
-"""Geometry of windows: every token once, slabs and numbers agree, bad sizes are refused with advice."""
+"""Geometry of windows: every token once, in quadrant order, bad sizes are refused with advice."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def test_every_token_is_owned_once(rows: int, cols: int, window: int) -> None:
     assert np.array_equal(np.sort(index.reshape(-1)), np.arange(rows * cols))
     image = np.arange(rows * cols).reshape(rows, cols)
     for n in (0, grid.windows // 2, grid.windows - 1):
-        row0, row1, col0, col1 = shard.slab(n)
-        top, bottom = np.split(image[row0:row1, col0:col1], 2)
+        row, col = (number * window for number in shard.windows[n])
+        top, bottom = np.split(image[row : row + window, col : col + window], 2)
         quadrants = [part for half in (top, bottom) for part in np.split(half, 2, axis=1)]
         assert np.array_equal(np.concatenate([q.reshape(-1) for q in quadrants]), index[n])
 
