@@ -112,7 +112,7 @@ def _fork_ranks(
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             codes[pids.pop(pid)] = os.waitstatus_to_exitcode(status)
-        elif connection.poll(0.005):  # nothing is asked now, so the session has ended
+        elif connection.poll(0.005):  # nothing is asked now, so the tests have ended
             break
     if pids and not any(codes.values()):
         for pid in pids:
