@@ -39,6 +39,10 @@ EXTRAS = {
         "scoringrules>=0.8",
         "setuptools>=64",
     ],
+    # Downloads Microsoft's weights, only when asked to.
+    "hub": ["huggingface-hub>=0.23"],
+    # Makes SPEEDY data: a general circulation model in JAX.
+    "speedy": ["jcm==3.0.0"],
     "deepspeed": ["deepspeed>=0.17; platform_system == 'Linux'"],
     # Only for torch 2.8: it refuses any other version when imported, and torch >= 2.8 drives Intel GPUs by
     # itself (torch.xpu, backend xccl). The oneCCL bindings (oneccl_bind_pt) are not on the public index.
@@ -58,7 +62,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["aeris", "aeris.*", "swipe", "swipe.*", "launch", "launch.*"]),
-    package_data={"aeris.data": ["sample/*"]},
+    package_data={"aeris.data": ["sample/*"], "aeris.aurora": ["statistics.json"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     classifiers=[

@@ -1,0 +1,313 @@
+"""Train Aurora: `python -m aeris.aurora.finetune [PRESET] --model NAME --weights FROM --data PATH`.
+
+To resume, to go on with more images, or after a crash: the same command again, on any number of ranks:
+`mpiexec -n 8 python -m aeris.aurora.finetune ...`, or torchrun with `-m aeris.aurora.finetune ...`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import tyro
+
+from aeris.aurora.training import config as configs
+from aeris.aurora.training.config import FineTuneConfig
+from aeris.aurora.training.objective import lead_times
+from aeris.aurora.training.presets import PRESETS
+from aeris.aurora.training.reading import Data, open_data, read_samples
+from aeris.aurora.training.run import (
+    UNTRAINABLE,
+    FineTuning,
+    Seat,
+    computed_in,
+    make_loss_weights,
+    take_seat,
+)
+from aeris.aurora.training.starting_weights import Start, build, find_start
+from aeris.aurora.training.step import train_step, training_scores, validate
+from aeris.aurora.variants import VARIANTS
+from aeris.log import RunLog, console, progress_bar, run_program, speaker
+from aeris.rates import Rates
+from aeris.reading import ImageOrder
+from aeris.step import check_finite
+from launch.rank import discover, export, leave
+from swipe import checkpoint
+from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
+from swipe.collectives import barrier, tell, together
+from swipe.groups import check_shard
+from swipe.mesh import ParallelDims
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train an Aurora model. Run the same command again to resume."""
+
+    preset: Annotated[
+        Literal["pretrain", "one-step", "two-step", "lora-three-step", "lora-replay"], tyro.conf.Positional
+    ] = "one-step"
+    """Named training to start from; every setting below overrides it."""
+    run_dir: Path = Path("runs/one-step")
+    """Directory of the run: config.json, log.jsonl, checkpoints/, plots/, weights.pt."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda or xpu."""
+    dry_run: bool = False
+    """Check settings, data and weights, print the resolved configuration as JSON, and stop."""
+    config: Annotated[FineTuneConfig, tyro.conf.arg(name="")] = field(default_factory=FineTuneConfig)
+    """Settings of the run."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found to fit together before any rank meets another."""
+
+    data: Data
+    start: Start | None
+    parameters: int
+    trained: int
+
+
+def check_all(config: FineTuneConfig, run_dir: Path, world: int = 1) -> Checked:
+    """Check all that can be wrong, and open data and weights.
+
+    Raises:
+        ValueError: settings, data and weights that do not fit each other, or another run in `run_dir`.
+    """
+    configs.check(config, world)
+    check_shard(ParallelDims(dp=world), config.parallel.shard)
+    if config.variant in UNTRAINABLE:
+        known = ", ".join(name for name in VARIANTS if name not in UNTRAINABLE)
+        raise ValueError(f"training of {config.variant} is not built; models that can be trained: {known}")
+    make_loss_weights(config)
+    model = build(config.variant, config.aurora, "meta")
+    parameters = sum(p.numel() for p in model.parameters())
+    if config.rollout.train == "adapters":
+        model.freeze_base()
+    configs.check_same_run(config, run_dir)
+    resumes = bool(checkpoint.complete(run_dir / "checkpoints"))
+    found = find_start(config.weights, model, config.partial) if config.weights and not resumes else None
+    if config.rollout.train == "adapters" and not config.weights:
+        raise ValueError(
+            "adapters are trained on a frozen base that must come from somewhere: pass --weights"
+        )
+    data = open_data(config)
+    # Shapes alone: says what does not fit of grid, variables and levels. Autocast knows no "meta".
+    plain = dataclasses.replace(config.aurora, use_lora=False, autocast=False)
+    with torch.no_grad():
+        shapes = build(config.variant, plain, "meta").eval()
+        shapes(data.training[0].input.to("meta"), **lead_times(shapes, 1))
+    return Checked(data, found, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") -> FineTuning:
+    """Check all that can be wrong, join the other ranks, build the run, and load its newest checkpoint.
+
+    Raises:
+        ValueError: see `check_all`; or ranks were started with other settings.
+        OSError: `run_dir` cannot be written, or the other ranks are not there.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    checked = check_all(config, run_dir, world)
+    device = choose_device(device_name)
+    start(device, config.parallel.timeout_s)
+    seat = take_seat(config, world, rank, device)
+    with together(seat.groups.world):
+        check_same_command(config, seat)
+        if seat.lead:
+            make_directories(run_dir)
+    run = FineTuning(config, run_dir, checked.data, seat, checked.start)
+    with together(seat.groups.world):
+        resumed = run.resume()
+        if seat.lead:
+            configs.save(config, run_dir / "config.json")
+    ranks = f"{world} ranks, {device.type}" if world > 1 else str(device)
+    aurora, dtype = computed_in(config, device)
+    precision = "bf16 autocast" if aurora.autocast else str(dtype).removeprefix("torch.")
+    console.print(
+        f"{run_dir}: {config.variant}, {checked.trained:,} of {checked.parameters:,} parameters trained, "
+        f"{precision}, {ranks}, {describe()}"
+    )
+    console.print(f"{len(checked.data.training):,} samples of {' '.join(config.data.paths)}")
+    if resumed:
+        console.print(f"resuming at image {run.images_seen:,} of {config.train.images:,}")
+    else:
+        console.print(f"starting from {checked.start or 'fresh weights'}")
+    return run
+
+
+def check_same_command(config: FineTuneConfig, seat: Seat) -> None:
+    """Check that all ranks were started with the same settings; paths may differ.
+
+    Raises:
+        ValueError: they were not; names a setting.
+    """
+    there = tell(seat.groups.world, config)
+    for name, theirs, ours in configs.differences(there, config):
+        if name not in ("data.paths", "data.static", "weights"):
+            raise ValueError(f"rank {seat.rank} was started with --{name} {ours}, rank 0 with {theirs}")
+
+
+def make_directories(run_dir: Path) -> None:
+    """Make the run directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
+        ) from None
+
+
+class Display:
+    """The live line of a run: images done, smoothed loss, rates; without a terminal, a line every 30 s."""
+
+    EVERY_S = 30.0
+
+    def __init__(self, images: int, images_seen: int) -> None:
+        """Make the line; it shows while `bar` is open as a context."""
+        self.bar = progress_bar("numbers")
+        self._task = self.bar.add_task("", total=images, completed=images_seen, numbers="")
+        self._loss: float | None = None
+        self._said = time.monotonic()
+
+    def show(self, record: dict[str, Any], rates: dict[str, float]) -> None:
+        """Show a record, with a moving average of the loss."""
+        loss = record["loss"]
+        if math.isfinite(loss):
+            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        shown = math.nan if self._loss is None else self._loss
+        numbers = f"loss {shown:.4f} {rates['images_per_s']:.2f} img/s data {rates['data_wait']:.0%}"
+        self.bar.update(self._task, completed=record["images_seen"], numbers=numbers)
+        self.say(f"image {record['images_seen']:,}: {numbers}")
+
+    def say(self, text: str, always: bool = False) -> None:
+        """Print a line where there is no terminal."""
+        if always or (not console.is_terminal and time.monotonic() - self._said > self.EVERY_S):
+            self._said = time.monotonic()
+            console.print(text)
+
+
+def due(run: FineTuning, every: int, end: int) -> bool:
+    """Whether something that happens every so many images does so after this update, or at the end."""
+    before = run.images_seen - run.config.train.batch
+    return run.images_seen >= end or run.images_seen // every > before // every
+
+
+def train(run: FineTuning) -> None:
+    """Train until `train.images` have been seen, with validations, checkpoints and records.
+
+    Raises:
+        ValueError: too many non-finite updates in a row, or data that cannot be used.
+        OSError: a checkpoint or record cannot be written, data cannot be read, or a rank is lost.
+    """
+    config, settings, seat = run.config, run.config.train, run.seat
+    updates = max(0, -(-(settings.images - run.images_seen) // settings.batch))
+    end = run.images_seen + updates * settings.batch
+    images = ImageOrder(run.images_seen, end, settings.microbatch, seat.world, seat.rank)
+    pin_memory = run.device.type != "cpu"
+    if run.replay:
+        items = run.replay.read(updates, pin_memory)
+    else:
+        items = read_samples(config, run.data, images, pin_memory)
+    display = Display(settings.images, run.images_seen)
+    rates = Rates(run.images_seen, 0.0, 1.0)
+    samples = rates.samples(cast(Any, items))
+    path = run.run_dir / "log.jsonl" if seat.lead else None
+    with display.bar, RunLog(path, run.images_seen or -1) as log:
+        if run.images_seen == 0:
+            judge(run, log, display)
+        for update in range(1, updates + 1):
+            record = train_step(run, cast(Any, samples))
+            check_finite(cast(Any, run))
+            if update % settings.log_every == 0 or update == updates:
+                speed = rates.since_last(run.images_seen)
+                log.write(record | {name: speed[name] for name in ("images_per_s", "data_wait")})
+                display.show(record, speed)
+            if config.validate.every_images and due(run, config.validate.every_images, end):
+                judge(run, log, display)
+            if due(run, config.checkpoint.every_images, end):
+                run.save()
+            run.checkpoints.check()
+        run.checkpoints.wait()
+
+
+def judge(run: FineTuning, log: RunLog, display: Display) -> None:
+    """Validate, and write the scores of validation and of the training since the last time."""
+    if run.data.validation is None:
+        return
+    found = {"training": training_scores(run), "validation": validate(run)}
+    log.write({"images_seen": run.images_seen, "scores": {part: x for part, x in found.items() if x}})
+    losses = ", ".join("-" if x is None else f"{x:.4f}" for x in found["validation"]["loss"])
+    display.say(f"image {run.images_seen:,}: validation loss {losses}", always=True)
+
+
+def plot(run_dir: Path) -> None:
+    """Draw the curves if matplotlib is there; say so if not."""
+    try:
+        from aeris.aurora.training.curves import plot_curves
+        from aeris.scores.plots import plot_training
+
+        plot_training(run_dir / "log.jsonl", run_dir / "plots" / "training.png")
+        plot_curves(run_dir / "log.jsonl", run_dir / "plots" / "curves.png")
+    except (ImportError, ValueError) as error:
+        console.print(f"not all curves: {error}")
+        return
+    console.print(f"curves: {run_dir / 'plots' / 'training.png'}, {run_dir / 'plots' / 'curves.png'}")
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Read the command line over the preset and the model it names; the run directory is named after both."""
+    preset, variant = "one-step", "small"
+    while True:
+        config = PRESETS[preset]().of(variant, VARIANTS[variant].default)
+        name = Path("runs") / f"{variant}-{preset}"
+        default = Arguments(preset=cast(Any, preset), run_dir=name, config=config)
+        prog = "python -m aeris.aurora.finetune"
+        found = tyro.cli(Arguments, args=argv, default=default, prog=prog, description=Arguments.__doc__)
+        if (found.preset, found.config.variant) == (preset, variant):
+            return found
+        preset, variant = found.preset, found.config.variant  # read again, now over their settings
+        if variant not in VARIANTS:
+            raise ValueError(f"--model {variant} is not known: choose one of {', '.join(VARIANTS)}")
+
+
+def main() -> None:
+    """Run the program."""
+    ranks = discover(os.environ)
+    speaker.take_turn(ranks.rank)
+    with speaker.hush():
+        arguments = parse(sys.argv[1:])
+    if arguments.dry_run:
+        checked = check_all(arguments.config, arguments.run_dir, ranks.world)
+        about: dict[str, Any] = {"parameters": checked.parameters, "trained": checked.trained}
+        about |= {"samples": len(checked.data.training), "config": dataclasses.asdict(arguments.config)}
+        if speaker.rank == 0:
+            print(json.dumps(about, indent=1))
+        return
+    keep_freed_memory()
+    export(ranks)
+    run = prepare(arguments.config, arguments.run_dir, arguments.device)
+    train(run)
+    run.export(arguments.run_dir / "weights.pt")
+    if run.seat.lead:
+        plot(arguments.run_dir)
+    console.print(f"trained on {run.images_seen:,} images; weights in {arguments.run_dir / 'weights.pt'}")
+    barrier(run.seat.groups.world, "the end")
+    finish()
+    leave()
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,111 @@
+"""Checkpointing changes what is stored and computed again, never a number or a name."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from aeris.aurora import checkpointing
+from aeris.aurora.config import AuroraConfig
+from aeris.aurora.swin3d import Swin3DBackbone
+
+CONFIG = AuroraConfig(
+    embed_dim=32,
+    encoder_depths=(2, 2, 2),
+    encoder_num_heads=(2, 4, 8),
+    decoder_depths=(2, 2, 2),
+    decoder_num_heads=(8, 4, 2),
+    drop_path=0.3,
+)
+WIDE = AuroraConfig(
+    embed_dim=256,
+    encoder_depths=(2, 2, 2),
+    encoder_num_heads=(4, 8, 16),
+    decoder_depths=(2, 2, 2),
+    decoder_num_heads=(16, 8, 4),
+)
+RES, LEAD = (4, 9, 26), torch.tensor([6.0, 12.0])
+
+
+def make_backbone() -> Swin3DBackbone:
+    torch.manual_seed(1)
+    model = Swin3DBackbone(CONFIG).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def run(model: Swin3DBackbone, x: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(2)  # of drop path
+    model.zero_grad()
+    y = model(x, LEAD[: len(x)].to(x.device), RES)
+    y.square().mean().backward()
+    return [y.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("policy", [name for name in checkpointing.POLICIES if name != "none"])
+def test_gradients_are_those_without_checkpointing(policy: str) -> None:
+    model = make_backbone()
+    names, x = list(model.state_dict()), torch.randn(2, 4 * 9 * 26, 32, dtype=torch.float64)
+    plain = run(model, x)
+    assert checkpointing.apply(model, policy) is model
+    assert [name for name, _ in model.named_parameters()] == names
+    for ours, expected in zip(run(model, x), plain):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def flops(model: Swin3DBackbone, policy: str) -> float:
+    """FLOPs of forward and backward over those of forward, on shapes alone."""
+    checkpointing.apply(model, policy)
+    x = torch.empty(1, 4 * 9 * 26, 256, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(x, LEAD[:1], RES)
+    with FlopCounterMode(display=False) as both:
+        model(x, LEAD[:1], RES).sum().backward()
+    return both.get_total_flops() / forward.get_total_flops()
+
+
+def test_flops_of_an_update() -> None:
+    with torch.device("meta"):
+        model = Swin3DBackbone(WIDE)
+    assert flops(model, "none") < 3.1
+    assert flops(model, "blocks") < 3.75  # fc2, a third of a block, is not done again
+    assert flops(model, "lean-blocks") < 4.05
+    assert flops(model, "layers") < 4.05
+
+
+def stored(model: Swin3DBackbone, policy: str, x: torch.Tensor) -> int:
+    """Bytes autograd keeps between forward and backward, parameters aside."""
+    checkpointing.apply(model, policy)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        if t.untyped_storage().data_ptr() not in own:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = model(x, LEAD[:1], RES)
+    assert y.requires_grad
+    return sum(seen.values())
+
+
+def test_policies_store_less() -> None:
+    model, x = make_backbone().eval(), torch.randn(1, 4 * 9 * 26, 32, dtype=torch.float64)
+    everything = stored(model, "none", x)
+    # At most 12 numbers per number of a token in a block, and the merging and splitting between grids.
+    by_block = sum(p * f for p, f in zip((4, 4, 4), (1, 0.5, 0.25))) * x.numel() * 8
+    assert everything < 15 * by_block
+    blocks, lean = stored(model, "blocks", x), stored(model, "lean-blocks", x)
+    assert lean < blocks < 0.4 * everything
+
+
+def test_nothing_is_checkpointed_without_gradients() -> None:
+    model = checkpointing.apply(make_backbone(), "blocks")
+    with torch.no_grad():
+        assert not model(torch.randn(1, 4 * 9 * 26, 32).double(), LEAD[:1], RES).requires_grad
+
+
+def test_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of none, blocks, lean-blocks"):
+        checkpointing.apply(torch.nn.Linear(1, 1), "some")

@@ -1,0 +1,225 @@
+"""Training of Aurora end to end with a very small model: resume, weights to start from, faults, programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aeris.aurora import finetune
+from aeris.aurora.model import Aurora
+from aeris.aurora.training.config import FineTuneConfig
+from aeris.aurora.training.curves import read_scores
+from aeris.aurora.training.run import FineTuning, load_model
+from aeris.aurora.training.step import train_step
+from swipe import checkpoint
+from tests.aurora import tiny_runs
+from tests.aurora.tiny_runs import SMALL, records, small, write_pair, write_weights
+
+
+@pytest.fixture(scope="module")
+def weather(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Six days to train on, in 2020, and two to validate on, in 2022."""
+    return write_pair(tmp_path_factory.mktemp("weather"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a model without adapters, none of them zero."""
+    return write_weights(tmp_path_factory.mktemp("base") / "base.ckpt")
+
+
+def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
+    """Train in `run_dir` as the program does."""
+    run = finetune.prepare(config, run_dir, "cpu")
+    finetune.train(run)
+    return run
+
+
+@pytest.mark.parametrize("preset", ["two-step", "lora-replay"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    preset: str, weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """Bit for bit: weights, optimizer, scores, replay buffer and log, with dropped paths."""
+    # Checkpoints and validations come at different times.
+    config = small(
+        preset, weather, 8, weights=str(base), aurora={"drop_path": 0.3}, validate={"every_images": 6}
+    )
+    whole = go(config, tmp_path / "whole")
+    run = finetune.prepare(config, tmp_path / "stopped", "cpu")
+
+    class Killed(Exception):
+        pass
+
+    updates = itertools.count()
+
+    def dying(*args: Any) -> dict:
+        if next(updates) == 3:  # after image 6: the last checkpoint is at 4
+            raise Killed
+        return train_step(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finetune, "train_step", dying)
+        finetune.train(run)
+    run.checkpoints.wait()
+    assert [p.name[-3:] for p in checkpoint.complete(tmp_path / "stopped" / "checkpoints")] == ["004"]
+    gone = dataclasses.replace(config, weights=str(base))
+    resumed = go(gone, tmp_path / "stopped")
+    assert resumed.images_seen == whole.images_seen == 8
+    tensors = resumed.tensors()
+    assert whole.tensors().keys() == tensors.keys()
+    assert preset != "lora-replay" or sum(name.startswith("replay.") for name in tensors) == 2 * 5 * 9
+    for name, value in whole.tensors().items():
+        assert torch.equal(value, tensors[name]), name
+    logs = [records(tmp_path / name) for name in ("whole", "stopped")]
+    assert logs[0] == logs[1]
+    assert [r["images_seen"] for r in logs[0]] == [0, 2, 4, 6, 6, 8, 8]
+    judged = [r["scores"] for r in logs[0] if "scores" in r]
+    assert [set(scores) for scores in judged] == [{"validation"}, *[{"training", "validation"}] * 2]
+    steps = 2 if preset == "two-step" else 1
+    for part in ("training", "validation"):
+        assert all(len(v) == steps and v[0] > 0 for v in judged[-1][part]["rmse"].values())
+        assert {"2t", "msl", "z500", "q850"} < set(judged[-1][part]["mae"])
+
+
+def test_more_images_go_on_and_a_finished_run_is_left_alone(
+    weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """A larger --train.images continues; the weights it started from may be gone by then."""
+    path = tmp_path / "base.ckpt"
+    path.write_bytes(base.read_bytes())
+    config = small("one-step", weather, 4, weights=str(path))
+    go(config, tmp_path / "run")
+    path.unlink()
+    assert go(config, tmp_path / "run").images_seen == 4
+    assert go(small("one-step", weather, 6, weights=str(path)), tmp_path / "run").images_seen == 6
+
+
+def test_weights_go_from_setup_to_setup(weather: tuple[str, str], base: Path, tmp_path: Path) -> None:
+    """File -> two-step -> LoRA on that run -> weights.pt: the base stays, the adapters move."""
+    two = go(small("two-step", weather, weights=str(base)), tmp_path / "two")
+    before = {name: p.detach().clone() for name, p in two.model.named_parameters()}
+    start = torch.load(base, weights_only=True)
+    assert all(not torch.equal(p, start[name]) for name, p in before.items())
+    config = small("lora-three-step", weather, weights=str(tmp_path / "two"))
+    run = finetune.prepare(config, tmp_path / "lora", "cpu")
+    fresh = {name: p.detach().clone() for name, p in run.model.named_parameters() if ".lora_" in name}
+    finetune.train(run)
+    after = dict(run.model.named_parameters())
+    assert after.keys() == before.keys() | fresh.keys()
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+    assert all(not torch.equal(after[name], p) for name, p in fresh.items())
+    run.export(tmp_path / "weights.pt")
+    state = torch.load(tmp_path / "weights.pt", weights_only=True)
+    model = Aurora(dataclasses.replace(SMALL, use_lora=True))
+    model.load_checkpoint_local(tmp_path / "weights.pt")
+    again = load_model(tmp_path / "lora")
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+    for name, p in again.named_parameters():
+        assert torch.equal(p, after[name]) and torch.equal(p, model.get_parameter(name)), name
+        assert torch.equal(p, state[name])
+    losses = [r for r in records(tmp_path / "lora") if "loss" in r]
+    assert all(
+        r["loss"] == pytest.approx(sum(r[f"loss_step_{k}"] for k in (1, 2, 3)) / 3, rel=1e-6) for r in losses
+    )
+
+
+def test_it_learns(weather: tuple[str, str], tmp_path: Path) -> None:
+    """From fresh weights, in 20 updates, on waves that move: loss and error fall."""
+    config = small(
+        "pretrain",
+        weather,
+        40,
+        optimizer={"lr": 5e-3, "warmup_images": 10},
+        validate={"every_images": 40, "samples": 4},
+        checkpoint={"every_images": 40},
+        aurora={"drop_path": 0.0},
+    )
+    go(config, tmp_path)
+    first, last = (one["scores"]["validation"] for one in read_scores(tmp_path / "log.jsonl"))
+    assert last["loss"][0] < 0.9 * first["loss"][0]
+    assert last["rmse"]["t500"][0] < 0.6 * first["rmse"]["t500"][0]
+
+
+@pytest.mark.parametrize("policy", ["blocks", "encoder-decoder+layers"])
+def test_checkpointing_changes_nothing_but_memory(
+    policy: str, weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """The gradients of an update with dropped paths are those without it."""
+    gradients = []
+    for name in ("none", policy):
+        config = small(
+            "two-step",
+            weather,
+            weights=str(base),
+            train={"checkpointing": name, "precision": "fp64"},
+            aurora={"drop_path": 0.3},
+        )
+        run = finetune.prepare(config, tmp_path / name, "cpu")
+        train_step(run, finetune.read_samples(config, run.data, range(2), False))
+        gradients.append({n: p.grad for n, p in run.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-14, msg=name)
+
+
+def test_the_gradient_is_the_mean_whatever_the_microbatch(
+    weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """One microbatch of two and two of one."""
+    gradients = []
+    for microbatch in (1, 2):
+        config = small(
+            "two-step", weather, weights=str(base), train={"microbatch": microbatch, "precision": "fp64"}
+        )
+        run = finetune.prepare(config, tmp_path / str(microbatch), "cpu")
+        record = train_step(run, finetune.read_samples(config, run.data, range(2), False))
+        gradients.append([record["loss"], *(p.grad for p in run.model.parameters())])
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-12)
+    for one, other in zip(gradients[0][1:], gradients[1][1:]):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+
+
+def test_bf16_covers_encoder_and_decoder(weather: tuple[str, str], base: Path, tmp_path: Path) -> None:
+    """Weights and predictions stay fp32, matrix products of all three parts are bf16."""
+    config = small("one-step", weather, 2, weights=str(base), train={"precision": "bf16"})
+    run = finetune.prepare(config, tmp_path, "cpu")
+    seen: set[tuple[str, torch.dtype]] = set()
+    for name, module in run.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(
+                lambda module, args, out, name=name: seen.add((name.split(".")[0], out.dtype))
+            )
+    finetune.train(run)
+    assert seen >= {(part, torch.bfloat16) for part in ("encoder", "backbone", "decoder")}
+    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in run.model.parameters())
+    assert records(tmp_path)[1]["loss"] > 0
+
+
+def test_missing_values_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    """Half of 2t is missing in every state: losses stay finite, the share is in the log."""
+    path = tiny_runs.write(tmp_path / "holes.nc", missing=True)
+    config = small("two-step", (str(path),), weights=str(base), validate={"every_images": 0})
+    run = go(config, tmp_path / "run")
+    values = 4 + 5 * 2
+    share = (0.5 + 2 / (tiny_runs.ROWS * tiny_runs.COLS)) / values
+    for record in records(tmp_path / "run"):
+        assert record["loss"] > 0 and record["skipped"] == 0
+        assert record["missing"] == pytest.approx(share)
+    assert all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+def test_nonfinite_updates_are_skipped_then_stop_the_run(
+    weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """A poisoned gradient changes nothing, is counted, and past the limit the tensor is named."""
+    config = small("one-step", weather, 20, weights=str(base), train={"nonfinite_limit": 2})
+    run = finetune.prepare(config, tmp_path, "cpu")
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.model.decoder.surf_heads["2t"].weight.register_hook(lambda g: g * float("nan"))
+    with pytest.raises(ValueError, match="3 non-finite steps in a row .* gradient of .*surf_heads.2t.weight"):
+        finetune.train(run)
+    assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
