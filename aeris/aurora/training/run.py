@@ -1,0 +1,223 @@
+"""The state of a training run of Aurora on one rank: model, optimizer, scores and replay buffers.
+
+All ranks work on other images of the batch; weights and optimizer state are divided over them (FSDP2).
+Everything random is keyed by the number of the image, so a run does not depend on the number of ranks or on
+restarts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aeris.aurora.config import AuroraConfig
+from aeris.aurora.loss import LossWeights, loss_weights
+from aeris.aurora.model import Aurora
+from aeris.aurora.swin3d import compile_blocks
+from aeris.aurora.training import config as configs
+from aeris.aurora.training.config import FineTuneConfig
+from aeris.aurora.training.curves import Scores
+from aeris.aurora.training.reading import Data, Replay
+from aeris.aurora.training.starting_weights import Start, build
+from aeris.optim import make_optimizer, optimizer_tensors
+from swipe import checkpoint
+from swipe.collectives import tell
+from swipe.groups import Groups, make_groups
+from swipe.mesh import ParallelDims
+from swipe.sharding import full, shard
+
+UNTRAINABLE = ("wave", "v1.5", "v1.5-ensemble")
+"""Variants that need more than the difference to the truth: densities, angles, output-only fields."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One rank of a run."""
+
+    groups: Groups
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+        return self.groups.rank
+
+    @property
+    def world(self) -> int:
+        """How many there are."""
+        return self.groups.dims.world
+
+    @property
+    def lead(self) -> bool:
+        """Whether this is the rank that speaks and writes what is written once."""
+        return self.rank == 0
+
+
+def take_seat(config: FineTuneConfig, world: int, rank: int, device: torch.device) -> Seat:
+    """Make this rank's groups; a collective call over all ranks.
+
+    Raises:
+        ValueError: weights cannot be divided as asked.
+    """
+    parallel = config.parallel
+    groups = make_groups(ParallelDims(dp=world), rank, device, parallel.shard, timeout_s=parallel.timeout_s)
+    return Seat(groups, device)
+
+
+def computed_in(config: FineTuneConfig, device: torch.device) -> tuple[AuroraConfig, torch.dtype]:
+    """Return the model's settings with the autocast of `train.precision`, and the type of the weights."""
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "fp32" if device.type == "cpu" else "bf16"
+    aurora = replace(config.aurora, autocast=precision == "bf16", autocast_dtype="bfloat16")
+    return aurora, torch.float64 if precision == "fp64" else torch.float32
+
+
+def make_loss_weights(config: FineTuneConfig) -> LossWeights:
+    """Make the weights of the loss for what the model predicts.
+
+    Raises:
+        ValueError: a variable has none; says how to give one.
+    """
+    loss, aurora = config.loss, config.aurora
+    variables = (*aurora.surf_vars, *aurora.atmos_vars)
+    try:
+        return loss_weights(loss.table, loss.dataset, variables, dict(loss.weights), loss.default)
+    except ValueError as error:
+        raise ValueError(f"{error} (--loss.weights NAME WEIGHT ..., --loss.default WEIGHT)") from None
+
+
+class FineTuning:
+    """A run in memory: this rank's part of model and optimizer, its scores and buffers, images seen."""
+
+    def __init__(
+        self, config: FineTuneConfig, run_dir: Path, data: Data, seat: Seat, start: Start | None = None
+    ) -> None:
+        """Build everything from the configuration.
+
+        Args:
+            start: weights to begin with; fresh ones without, and until `resume`.
+        """
+        self.config, self.run_dir, self.data, self.seat = config, run_dir, data, seat
+        self.device = seat.device
+        aurora, dtype = computed_in(config, seat.device)
+        self.model: Aurora = build(config.variant, aurora, seat.device, config.train.seed).to(dtype)
+        if start is not None:
+            start.load(self.model)
+        self.surf_stats = self.model.surf_stats
+        self.loss_weights = make_loss_weights(config)
+        if config.rollout.train == "adapters":
+            self.model.freeze_base()
+        self.model.configure_activation_checkpointing(config.train.checkpointing)
+        if config.train.compile:
+            compile_blocks(self.model)
+        shard(self.model, self.model.parts(), seat.groups.weights)
+        self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.scores = self.new_scores(config.rollout.steps)
+        self.replay = Replay(config, data, dtype, seat.rank, seat.world) if config.replay.size else None
+        group, world = seat.groups.saving
+        self.checkpoints = checkpoint.Checkpoints(
+            run_dir / "checkpoints",
+            config.checkpoint.keep,
+            group=group.handle,
+            world=world.handle,
+            lead=seat.lead,
+        )
+        self.images_seen = 0
+        self.skipped = 0  # non-finite updates so far
+        self.skipped_in_a_row = 0
+
+    def new_scores(self, steps: int) -> Scores:
+        """Make sums for the scores of roll-outs of `steps`."""
+        aurora = self.config.aurora
+        return Scores(aurora.surf_vars, aurora.atmos_vars, self.data.weather.levels, steps, self.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name every tensor of the run's state that this rank holds, or holds a part of."""
+        state = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
+        state |= {f"optimizer.{n}": x for n, x in optimizer_tensors(self.model, self.optimizer).items()}
+        state["scores.training"] = self.scores.total
+        return state | (self.replay.tensors() if self.replay else {})
+
+    def save(self) -> None:
+        """Start to write a checkpoint of this moment; it is whole when `checkpoints.wait` returns."""
+        self.scores.fold(self.seat.groups.world)
+        meta = {
+            "images_seen": self.images_seen,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "data": self.data.fingerprint,
+        }
+        self.checkpoints.save(self.images_seen, self.tensors(), meta)
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint, if there is one; it may have been saved by any number of ranks.
+
+        Raises:
+            ValueError: it is damaged, or the data are others than before.
+        """
+        found = checkpoint.complete(self.run_dir / "checkpoints") if self.seat.lead else []
+        # One rank chooses: on a network file system another may not see the newest yet.
+        name = tell(self.seat.groups.world, found[-1].name if found else "")
+        if not name:
+            return False
+        path = self.run_dir / "checkpoints" / name
+        meta = checkpoint.read_meta(path)
+        before, now = meta["data"], self.data.fingerprint
+        if different := [
+            f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
+        ]:
+            raise ValueError(f"{self.run_dir} was trained on other data: {'; '.join(different)}")
+        if self.replay:
+            self.replay.make_room(meta["images_seen"])
+        checkpoint.load(path, self.tensors())
+        self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
+        self.skipped_in_a_row = meta["skipped_in_a_row"]
+        return True
+
+    def export(self, path: Path) -> None:
+        """Write the weights alone, as a state dict with the published names; a collective call."""
+        state = {}
+        for name, p in self.model.named_parameters():
+            whole = full(p.detach()).cpu()
+            if self.seat.lead:
+                state[name] = whole.contiguous()
+        if self.seat.lead:
+            partial = path.with_name(path.name + ".partial")
+            torch.save(state, partial)
+            os.replace(partial, path)
+
+
+def latest(run_dir: Path) -> Path:
+    """Return the newest complete checkpoint of a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = checkpoint.complete(run_dir / "checkpoints")
+    if not found:
+        raise ValueError(f"the run {run_dir} has no complete checkpoint yet")
+    return found[-1]
+
+
+def load_model(run_dir: Path, device: torch.device | str = "cpu", path: Path | None = None) -> Aurora:
+    """Load the model of a run, in evaluation mode and fp32, as configured.
+
+    Args:
+        path: which checkpoint; the newest by default.
+
+    Raises:
+        ValueError: this is no run, or it has no whole checkpoint.
+    """
+    run_dir = Path(run_dir)
+    config = configs.load(run_dir / "config.json")
+    aurora, _ = computed_in(config, torch.device(device))
+    model = build(config.variant, aurora, "cpu")
+    tensors: dict[str, Any] = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    checkpoint.load(path or latest(run_dir), tensors)
+    return model.eval().requires_grad_(False).to(device)

@@ -1,0 +1,357 @@
+"""Weather to train and validate Aurora on, under Aurora's names, whatever it is kept in.
+
+Reads what `aeris.data` reads: NetCDF and Zarr in the WeatherBench 2 layout or near it (any direction of
+latitude, any order of dimensions), and our HDF5 stores, which on small grids are nine times as fast. Latitude
+falls, values are in SI units, missing values are NaN.
+
+Shapes: n times, C levels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aeris.aurora.config import AuroraConfig
+from aeris.aurora.normalisation import location, scale
+from aeris.aurora.training.statics import OTHER_NAMES, Field, read_statics
+from aeris.data.header import HEADER
+from aeris.data.sources import Source, Sources, Variable, open_source
+from aeris.data.store import Store
+from aeris.data.variables import ALIASES, STATIC
+
+Times = NDArray[np.datetime64]
+Paths = str | Path | Sequence[str | Path]
+
+
+class Fields(NamedTuple):
+    """The fields of one or several times."""
+
+    surf: dict[str, Field]
+    """[H, W] by name, or [n, H, W]."""
+    atmos: dict[str, Field]
+    """[C, H, W] by name, or [n, C, H, W]."""
+
+
+class Origin(Protocol):
+    """What weather is kept in: variables under WeatherBench 2 names, or their own where those have none."""
+
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+    mapping: list[tuple[str, str, str]]
+
+    def offers(self) -> list[str]:
+        """Name all variables."""
+
+    def times(self, variable: str) -> Times:
+        """Return the times of a variable, rising."""
+
+    def levels(self, variable: str) -> list[float]:
+        """Return the levels (hPa) of a variable, rising; none at the surface."""
+
+    def read(self, wanted: Sequence[tuple[str, Sequence[float]]], times: Times) -> list[Field]:
+        """Read variables at rising times: [n, C, H, W] each, C = 1 at the surface."""
+
+    def static(self, variable: str) -> Field | None:
+        """Read a field that does not change, [H, W]; None if there is none."""
+
+    def describe(self, variable: str) -> str:
+        """Say how a variable is kept."""
+
+
+class Weather:
+    """Weather opened for reading. Can be pickled; each process opens the files for itself.
+
+    Attributes:
+        times: every time all variables are there, datetime64[s], rising.
+        lat: latitude in degrees, falling, float64.
+        lon: longitude in degrees within [0, 360), rising, float64.
+        levels: in hPa, rising.
+        statics: static fields by name, float32 [H, W].
+        mapping: (what, in the source, for Aurora), for printing.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        config: AuroraConfig,
+        static: str | Path | None = None,
+        levels: Sequence[float] = (),
+    ) -> None:
+        self._origin = origin
+        self._surf = {name: _known_as(name) for name in config.surf_vars}
+        self._atmos = {name: _known_as(name) for name in config.atmos_vars}
+        self._check_variables()
+        # Copies: those of an origin may be views that cannot be written, which tensors dislike.
+        self.lat, self.lon = np.array(origin.lat), np.array(origin.lon)
+        found = self._levels(config, levels)
+        self.levels = tuple(int(level) if level == int(level) else level for level in found)
+        self.statics = self._statics(config.static_vars, static)
+        every = [origin.times(name) for name in (*self._surf.values(), *self._atmos.values())]
+        self.times = every[0]
+        for times in every[1:]:
+            self.times = np.intersect1d(self.times, times, assume_unique=True)
+        if not len(self.times):
+            raise ValueError("no time has all of " + ", ".join((*self._surf.values(), *self._atmos.values())))
+        self.mapping = self._describe(max(map(len, every)), static)
+
+    def _check_variables(self) -> None:
+        offered = {name: bool(self._origin.levels(name)) for name in self._origin.offers()}
+        missing = [key for key, name in self._surf.items() if offered.get(name, True)]
+        missing += [f"{key} on levels" for key, name in self._atmos.items() if not offered.get(name, False)]
+        if missing:
+            raise ValueError(
+                f"the weather has no {', no '.join(missing)}; it has {', '.join(offered)}. Add a source that "
+                "has, or choose a model without"
+            )
+
+    def _levels(self, config: AuroraConfig, asked: Sequence[float]) -> list[float]:
+        """Settle the levels: those asked for, else those of the model, else those every variable can have."""
+        common = [set(self._origin.levels(name)) for name in self._atmos.values()]
+        there = sorted(set.intersection(*common)) if common else []
+        wanted = [float(level) for level in (asked or config.level_condition)]
+        if wanted:
+            missing = [f"{level:g}" for level in wanted if level not in there]
+            if missing:
+                have = " ".join(f"{level:g}" for level in there)
+                raise ValueError(f"the weather has no level {', '.join(missing)} hPa; it has {have}")
+            return sorted(wanted)
+        usable = [level for level in there if all(_has_statistics(name, level) for name in self._atmos)]
+        if self._atmos and not usable:
+            raise ValueError(f"none of the levels {there} hPa is one of a model: choose some with statistics")
+        return usable
+
+    def _statics(self, names: Sequence[str], path: str | Path | None) -> dict[str, Field]:
+        extra = read_statics(path, self.lat, self.lon) if path else {}
+        found = {}
+        for name in names:
+            x = extra.get(name)
+            for other in (*OTHER_NAMES.get(name, ()), name):
+                x = self._origin.static(other) if x is None else x
+            if x is not None:
+                found[name] = np.array(x)
+        missing = [name for name in names if name not in found]
+        if missing:
+            where = f"neither {path} nor the weather has" if path else "the weather has not"
+            raise ValueError(
+                f"{where} the static {', '.join(missing)}: name a file with --static (the official package's "
+                "static.pickle, or NetCDF), or choose a model without"
+            )
+        return found
+
+    def _describe(self, most: int, static: str | Path | None) -> list[tuple[str, str, str]]:
+        variables = [*self._surf.items(), *self._atmos.items()]
+        rows = [
+            *self._origin.mapping,
+            *(("variable", self._origin.describe(name), key) for key, name in variables),
+        ]
+        levels = [level for name in self._atmos.values() for level in self._origin.levels(name)]
+        rows.append(
+            ("levels", f"{len({*levels})} in all", " ".join(f"{one:g}" for one in self.levels) + " hPa")
+        )
+        lost = f", {most - len(self.times)} left out where a variable is missing"
+        there = f"{len(self.times)}{lost if most > len(self.times) else ''}"
+        rows.append(("times", f"{self.times[0]} to {self.times[-1]}", there))
+        rows.append(("static", str(static or "with the weather"), " ".join(self.statics)))
+        return rows
+
+    def __len__(self) -> int:
+        """Return the number of times."""
+        return len(self.times)
+
+    def index(self, time: np.datetime64 | str) -> int | None:
+        """Return the number of a time; None if it is not there."""
+        moment = np.datetime64(time).astype("datetime64[s]")
+        place = int(np.searchsorted(self.times, moment))
+        return place if place < len(self.times) and self.times[place] == moment else None
+
+    def read(self, index: int) -> Fields:
+        """Read one time: [H, W] and [C, H, W]."""
+        many = self.read_many([index])
+        return Fields({k: x[0] for k, x in many.surf.items()}, {k: x[0] for k, x in many.atmos.items()})
+
+    def read_many(self, indices: Sequence[int]) -> Fields:
+        """Read rising times together, each file once: [n, H, W] and [n, C, H, W]."""
+        times = self.times[list(indices)]
+        wanted = [(name, ()) for name in self._surf.values()]
+        levelled = [(name, self.levels) for name in self._atmos.values()]
+        found = self._origin.read([*wanted, *levelled], times)
+        surf = {key: x[:, 0] for key, x in zip(self._surf, found[: len(wanted)], strict=True)}
+        return Fields(surf, dict(zip(self._atmos, found[len(wanted) :], strict=True)))
+
+
+def open_weather(
+    paths: Paths,
+    config: AuroraConfig,
+    static: str | Path | None = None,
+    levels: Sequence[float] = (),
+) -> Weather:
+    """Open weather for a model.
+
+    Args:
+        paths: NetCDF files, Zarr directories or addresses (gs://...), cut by time or variable; directories
+            of NetCDF files; or one HDF5 store of `aeris.data`.
+        config: which variables; with `level_condition` also which levels.
+        static: file of static fields that come before those of the weather.
+        levels: in hPa. Empty: the model's, or else all that there are statistics for.
+
+    Raises:
+        ValueError: a file cannot be understood, or misses a variable, a level or a static field.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given:
+        raise ValueError("no weather is given: name NetCDF files, Zarr directories or a store")
+    stores = [path for path in given if (Path(path) / HEADER).exists()]
+    if stores and len(given) > 1:
+        raise ValueError(f"{stores[0]} is a store, which is read alone, not with {len(given) - 1} others")
+    origin: Origin = StoreOrigin(given[0]) if stores else FilesOrigin(given, _own_names(config))
+    return Weather(origin, config, static, levels)
+
+
+def _known_as(name: str) -> str:
+    """Translate a name of Aurora into that of WeatherBench 2, where it has one."""
+    return ALIASES.get(name, name)
+
+
+def _own_names(config: AuroraConfig) -> list[str]:
+    """List variables that `aeris.data` does not know, to be looked for under Aurora's names."""
+    known = set(ALIASES.values())
+    return [name for name in (*config.surf_vars, *config.atmos_vars) if _known_as(name) not in known]
+
+
+def _has_statistics(name: str, level: float) -> bool:
+    try:
+        return scale(name, level) > 0 and location(name, level) is not None
+    except ValueError:
+        return False
+
+
+class FilesOrigin:
+    """NetCDF files and Zarr stores, opened when first read in a process."""
+
+    def __init__(self, paths: Sequence[str | Path], own_names: Iterable[str] = ()) -> None:
+        self._paths = [one for path in paths for one in _expand(path)]
+        self._own_names = tuple(own_names)
+        self._opened: Sources | None = None
+        self.lat = self.sources.latitude_deg
+        self.lon = self.sources.longitude_deg
+        first, *others = self.sources.parts
+        grid = [row for row in first.mapping if row[0] in ("rows", "cols", "member")]
+        self.mapping = [("file", first.path, f"and {len(others)} more" if others else ""), *grid]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind."""
+        return {**self.__dict__, "_opened": None}
+
+    @property
+    def sources(self) -> Sources:
+        """The opened files."""
+        if self._opened is None:
+            parts = [open_source(path) for path in self._paths]
+            for part in parts:
+                _take_over(part, self._own_names)
+            self._opened = Sources(parts)
+        return self._opened
+
+    def offers(self) -> list[str]:
+        """Name all variables."""
+        return list(dict.fromkeys(name for part in self.sources.parts for name in part.variables))
+
+    def times(self, variable: str) -> Times:
+        """Return the times of a variable, rising."""
+        times = self.sources.times([variable])
+        self.sources.check_times(variable, times)
+        return times
+
+    def levels(self, variable: str) -> list[float]:
+        """Return the levels (hPa) of a variable, rising; none at the surface."""
+        having = self.sources.having(variable)
+        on_levels = having and "level" in having[0].variables[variable].dims
+        return self.sources.levels_hpa(variable) if on_levels else []
+
+    def read(self, wanted: Sequence[tuple[str, Sequence[float]]], times: Times) -> list[Field]:
+        """Read variables at rising times: [n, C, H, W] each, C = 1 at the surface."""
+        return [self.sources.read(variable, times, levels) for variable, levels in wanted]
+
+    def static(self, variable: str) -> Field | None:
+        """Read a field that does not change, [H, W]; None if there is none."""
+        known = {name for name, _ in STATIC.values()}
+        return self.sources.read_static(variable) if variable in known & {*self.offers()} else None
+
+    def describe(self, variable: str) -> str:
+        """Say how a variable is kept: its name there, its dims, and its change of units."""
+        part = self.sources.having(variable)[0]
+        raw = part.variables[variable].raw
+        rows = [row for row in part.mapping if row[0] == "variable"]
+        return next(f"{kept}: {said}" for _, kept, said in rows if kept.split(" (")[0] == raw)
+
+
+def _expand(path: str | Path) -> list[str]:
+    """List the NetCDF files of a directory that is no Zarr store; anything else is itself."""
+    where = Path(path)
+    if (
+        "://" in str(path)
+        or not where.is_dir()
+        or any((where / n).exists() for n in (".zgroup", "zarr.json"))
+    ):
+        return [str(path)]
+    files = sorted(str(file) for file in where.glob("*.nc"))
+    if not files:
+        raise ValueError(f"{path} is neither a store nor a Zarr directory, and holds no NetCDF file")
+    return files
+
+
+def _take_over(part: Source, names: Sequence[str]) -> None:
+    """Add variables under names of their own, as they are: taken to be in the units of the model."""
+    for name in names:
+        if name in part.raw.data_vars and name not in part.variables:
+            dims = {role: dim for role, dim in part.axes.dims.items() if dim in part.raw[name].dims}
+            if {"latitude", "longitude"} <= set(dims):
+                part.variables[name] = Variable(name, dims, 1.0, 0.0)
+                part.mapping.append(("variable", name, "taken as it is"))
+
+
+class StoreOrigin:
+    """An HDF5 store of `aeris.data`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._store = Store(path)
+        self.lat, self.lon = self._store.latitude_deg, self._store.longitude_deg
+        self._places = {(one.variable, one.level_hpa): n for n, one in enumerate(self._store.channels)}
+        grid = f"{len(self.lat)} x {len(self.lon)}"
+        self.mapping = [("store", str(path), f"{len(self._store)} times, {grid}")]
+
+    def offers(self) -> list[str]:
+        """Name all variables."""
+        return list(dict.fromkeys(variable for variable, _ in self._places))
+
+    def times(self, variable: str) -> Times:
+        """Return the times of a variable: those of the store."""
+        return self._store.times
+
+    def levels(self, variable: str) -> list[float]:
+        """Return the levels (hPa) of a variable, rising; none at the surface."""
+        return sorted(level for name, level in self._places if name == variable and level is not None)
+
+    def read(self, wanted: Sequence[tuple[str, Sequence[float]]], times: Times) -> list[Field]:
+        """Read variables at rising times: [n, C, H, W] each, C = 1 at the surface; masked points are NaN."""
+        x_nCYX = np.stack([self._store.read(int(i)) for i in np.searchsorted(self._store.times, times)])
+        if self._store.masks:
+            x_nCYX[:, ~self._store.mask_CYX] = np.nan
+        found = []
+        for variable, levels in wanted:
+            keys: list[tuple[str, float | None]] = [(variable, float(level)) for level in levels]
+            found.append(x_nCYX[:, [self._places[key] for key in keys or [(variable, None)]]])
+        return found
+
+    def static(self, variable: str) -> Field | None:
+        """Read a field that does not change, [H, W]; None if there is none."""
+        return self._store.static.get(variable)
+
+    def describe(self, variable: str) -> str:
+        """Say how a variable is kept: its channels."""
+        return " ".join(one.name for one in self._store.channels if one.variable == variable)

@@ -1,0 +1,138 @@
+"""One update of a training run of Aurora, and one validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aeris.aurora.batch import Batch
+from aeris.aurora.loss import weighted_mae
+from aeris.aurora.rollout import next_input
+from aeris.aurora.training.missing import count_missing
+from aeris.aurora.training.objective import Roll, model_input, truth
+from aeris.aurora.training.reading import Item, evenly, read_ahead
+from aeris.aurora.training.run import FineTuning
+from aeris.optim import learning_rate
+from swipe import noise
+from swipe.collectives import all_reduce
+from swipe.gradients import clip, global_norm
+from swipe.sharding import drop_gathered, last_backward, replicas
+
+# Which random numbers of an image: dropped paths and noise of a stochastic model, in training and validation.
+TRAIN_STREAM, VALIDATE_STREAM = 1, 2
+
+
+def seeded(run: FineTuning, stream: int, image: int) -> Callable[[int], None]:
+    """Return what seeds torch for a step of an image: what a model draws is then keyed by both."""
+    seed = run.config.train.seed
+    return lambda step: _seed(noise.key(seed, stream, image, step))
+
+
+def _seed(key: int) -> None:
+    torch.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
+
+
+def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
+    """Take one update over the next `train.batch` images; return its record for the log."""
+    train, world = run.config.train, run.seat.groups.world
+    lr = learning_rate(run.images_seen, run.config.optimizer, train.images)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.zero_grad(set_to_none=True)
+    run.model.train()
+    count = train.batch // (train.microbatch * run.seat.world)
+    losses_K = torch.zeros(run.config.rollout.steps, dtype=torch.float64, device=run.device)
+    missing = torch.zeros(2, dtype=torch.float64)
+    for number, item in enumerate(islice(samples, count)):
+        losses, lacking = learn_from(run, item, share=1 / count, last=number == count - 1)
+        losses_K += losses.double() / count
+        missing += torch.tensor(lacking)
+    numbers = [*(losses_K / run.seat.world), *missing]
+    norm, sums = global_norm(run.model.parameters(), world, replicas(run.seat.groups.weights), numbers)
+    norm_value, *losses_by_step, lacking_values, values = torch.cat((norm[None], sums)).tolist()
+    loss = sum(losses_by_step) / len(losses_by_step)
+    finite = math.isfinite(loss) and math.isfinite(norm_value)
+    run.images_seen += train.batch
+    if finite:
+        if train.clip:
+            clip(run.model.parameters(), norm, train.clip)
+        run.optimizer.step()
+    run.skipped += not finite
+    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
+    record = {"images_seen": run.images_seen, "loss": loss, "grad_norm": norm_value, "lr": lr}
+    if len(losses_by_step) > 1:
+        record |= {f"loss_step_{step}": value for step, value in enumerate(losses_by_step, 1)}
+    return record | {"missing": lacking_values / max(1.0, values), "skipped": run.skipped}
+
+
+def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[Tensor, tuple[int, int]]:
+    """Add the gradient of one microbatch; return its losses by step [K], and how many values were missing."""
+    model = run.model
+    batch = model_input(model, item.input, run.surf_stats)
+    targets = [truth(model, target, batch) for target in item.targets]
+
+    def after(step: int, before: Batch, prediction: Batch, target: Batch) -> None:
+        run.scores.add(step, prediction, target)
+        if item.draw is not None and run.replay is not None:
+            fed_back = next_input(before, model.apply_rollout_input_clipping(prediction))
+            run.replay.keep(item.draw, fed_back, target)
+
+    roll = Roll(
+        model,
+        lambda prediction, target: weighted_mae(prediction, target, run.loss_weights, run.surf_stats),
+        run.config.rollout.gradient,
+        before=seeded(run, TRAIN_STREAM, item.images[0]),
+        after=after,
+        last=lambda last: last_backward(model, last),
+    )
+    counts = [count_missing(one) for one in (item.input, *item.targets)]
+    lacking = sum(one[0] for one in counts), sum(one[1] for one in counts)
+    return roll.train(batch, targets, share, last), lacking
+
+
+@torch.no_grad()
+def validate(run: FineTuning) -> dict[str, Any]:
+    """Judge the model on held-out data; a collective call.
+
+    Returns:
+        "loss" of every step, and "rmse" and "mae" by variable and step (`Scores.result`).
+    """
+    sequences, settings, seat = run.data.validation, run.config.validate, run.seat
+    assert sequences is not None, "asked for"
+    run.model.eval()
+    chosen = evenly(len(sequences), settings.samples)
+    scores = run.new_scores(sequences.targets)
+    sums_K = torch.zeros(sequences.targets, dtype=torch.float64, device=run.device)
+    # A rank without a sample of its own in the last round works on another's: weights are gathered together.
+    rounds = -(-len(chosen) // seat.world)
+    own = [chosen[min(n * seat.world + seat.rank, len(chosen) - 1)] for n in range(rounds)]
+    pin_memory = run.device.type != "cpu"
+    for number, sequence in enumerate(read_ahead(sequences, own, run.config.data.workers, pin_memory)):
+        counts = number * seat.world + seat.rank < len(chosen)
+        batch = model_input(run.model, sequence.input, run.surf_stats)
+        roll = Roll(
+            run.model,
+            lambda prediction, target: weighted_mae(prediction, target, run.loss_weights, run.surf_stats),
+            run.config.rollout.gradient,
+            before=seeded(run, VALIDATE_STREAM, own[number]),
+            after=(lambda step, _, *pair: scores.add(step, *pair)) if counts else (lambda *seen: None),
+        )
+        losses_K = roll.evaluate(batch, [truth(run.model, one, batch) for one in sequence.targets])
+        sums_K += losses_K.double() * counts
+    drop_gathered(run.model)
+    scores.fold(seat.groups.world)
+    losses = all_reduce(sums_K, seat.groups.world, "validation losses") / len(chosen)
+    return {"loss": [x if math.isfinite(x) else None for x in losses.tolist()], **scores.result()}
+
+
+def training_scores(run: FineTuning) -> dict[str, Any]:
+    """Return the scores of the predictions made in training since the last time; a collective call."""
+    run.scores.fold(run.seat.groups.world)
+    found = run.scores.result() if bool(run.scores.total[..., 2].any()) else {}
+    run.scores.clear()
+    return found
