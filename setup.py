@@ -14,6 +14,7 @@ REQUIRED = [
     "h5py>=3.11",
     # Imported only when ranks are found through MPI; importing it needs an MPI library ([mpi] brings one).
     "mpi4py>=4.0",
+    "pandas>=2.0",
     "xarray>=2024.6",
     # Python 3.10 resolves to zarr 2.18, later ones to zarr 3.
     "zarr>=2.18",
@@ -41,8 +42,10 @@ EXTRAS = {
     ],
     # Downloads Microsoft's weights, only when asked to.
     "hub": ["huggingface-hub>=0.23"],
-    # Makes SPEEDY data: a general circulation model in JAX.
-    "speedy": ["jcm==3.0.0"],
+    # The package ours is compared with. Its torchvision must fit the torch that is there.
+    "official": ["microsoft-aurora>=2.0.1"],
+    # Makes SPEEDY data: a general circulation model in JAX, with its dynamical core.
+    "speedy": ["jcm==3.0.0", "dinosaur"],
     "deepspeed": ["deepspeed>=0.17; platform_system == 'Linux'"],
     # Only for torch 2.8: it refuses any other version when imported, and torch >= 2.8 drives Intel GPUs by
     # itself (torch.xpu, backend xccl). The oneCCL bindings (oneccl_bind_pt) are not on the public index.

@@ -7,7 +7,9 @@ import json
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ def check(config: RunConfig) -> None:
         )
 
 
-def save(config: RunConfig, path: Path) -> None:
+def save(config: Any, path: Path) -> None:
     """Write a configuration as JSON, atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
@@ -246,7 +248,16 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def load(path: Path) -> RunConfig:
+    """Read the configuration of a run of aeris.train; see `read`."""
+    return read(path, RunConfig, "aeris.train")
+
+
+def read(path: Path, kind: type[Settings], program: str) -> Settings:
     """Read a configuration written by `save`.
+
+    Args:
+        kind: the dataclass it is.
+        program: that wrote it.
 
     Raises:
         ValueError: the file is missing or not a configuration of this version; names the first bad entry.
@@ -255,13 +266,16 @@ def load(path: Path) -> RunConfig:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(
-            f"{path} does not exist: {path.parent} is not a run directory of aeris.train"
+            f"{path} does not exist: {path.parent} is not a run directory of {program}"
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not JSON ({error}); restore it from the command that started the run"
         ) from None
-    config: RunConfig = from_dict(RunConfig, values, str(path))
+    known = set(get_type_hints(kind))
+    if isinstance(values, dict) and (len(set(values) - known) > 1 or not known & set(values)):
+        raise ValueError(f"{path.parent} is a run of another program, not of {program}")
+    config: Settings = from_dict(kind, values, str(path))
     return config
 
 
@@ -287,9 +301,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} is {value!r}; expected a list")
-        return tuple(value)
+        return _tuples(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, (type, types.UnionType)) and not isinstance(value, hint):
         raise ValueError(f"{where} is {value!r}; expected {getattr(hint, '__name__', hint)}")
     return value
+
+
+def _tuples(value: Any) -> Any:
+    """Turn lists into tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

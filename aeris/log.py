@@ -76,7 +76,7 @@ def run_program(main: Callable[[], None]) -> None:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to start fast
             raise
         reason = str(error).splitlines()[0]
-        hint = "try a smaller --train.microbatch or --batch, or --model.checkpointing block"
+        hint = "try a smaller --train.microbatch or --batch, or checkpointing (--help names it)"
         speaker.say(error, f"{reason}: {hint}")
         sys.exit(2)
     except (ValueError, OSError) as error:
@@ -101,6 +101,41 @@ def progress_bar(*fields: str) -> Progress:
         refresh_per_second=2,
         disable=console.quiet,  # no thread to draw what nobody sees
     )
+
+
+class TrainingLine:
+    """The live line of a run: images done, smoothed loss, rates; without a terminal, one every 30 s."""
+
+    EVERY_S = 30.0
+
+    def __init__(self, images: int, images_seen: int, keep: float, digits: int) -> None:
+        """Make the line; it shows while `bar` is open as a context.
+
+        Args:
+            images: where the run ends.
+            images_seen: where it begins.
+            keep: share of the smoothed loss that a new one leaves.
+            digits: of the loss, behind the point.
+        """
+        self.bar = progress_bar("numbers")
+        self._task = self.bar.add_task("", total=images, completed=images_seen, numbers="")
+        self._loss = math.nan
+        self._keep, self._digits = keep, digits
+        self._said = time.monotonic()
+
+    def smooth(self, loss: float) -> None:
+        """Take in the loss of a step; that of a skipped step is left out."""
+        if math.isfinite(loss):
+            keep = self._keep if math.isfinite(self._loss) else 0.0
+            self._loss = loss if not keep else keep * self._loss + (1 - keep) * loss
+
+    def show(self, images_seen: int, rates: str) -> None:
+        """Show how far the run is, and how fast."""
+        numbers = f"loss {self._loss:.{self._digits}f} {rates}"
+        self.bar.update(self._task, completed=images_seen, numbers=numbers)
+        if not console.is_terminal and time.monotonic() - self._said > self.EVERY_S:
+            self._said = time.monotonic()
+            console.print(f"image {images_seen:,}: {numbers}")
 
 
 class RunLog:
@@ -130,9 +165,8 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite becomes null, as JSON has no other word for it."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         if self._file is not None:
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
     def __enter__(self) -> RunLog:
         """Use as a context, so that the file is closed whatever happens."""
@@ -142,3 +176,12 @@ class RunLog:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """Put None for numbers that are not finite, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

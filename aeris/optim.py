@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning rate as a function of images seen."""
+"""AdamW with decay on matrices only, the learning rate by images seen, a stop where nothing is learned."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from aeris.config import OptimizerConfig
+from swipe.collectives import AgreedError, Group, agree
+from swipe.sharding import local
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -56,3 +58,31 @@ def learning_rate(images_seen: int, config: OptimizerConfig, images: int) -> flo
     if left < config.rampdown_images:
         share = floor + (share - floor) * max(0, left) / config.rampdown_images
     return config.lr * share
+
+
+def check_finite(model: nn.Module, world: Group, skipped_in_a_row: int, limit: int) -> None:
+    """Stop a run that no longer learns; a collective call where more than `limit` steps were skipped.
+
+    Raises:
+        ValueError: more non-finite steps in a row than allowed; names the first bad tensor.
+    """
+    if skipped_in_a_row <= limit:
+        return
+    found = agree(world, first_bad_tensor(model))
+    if found is None:
+        raise AgreedError(f"{skipped_in_a_row} steps in a row had a non-finite loss with finite gradients")
+    raise AgreedError(
+        f"{skipped_in_a_row} non-finite steps in a row; the first bad tensor is {found}. Lower "
+        "--optimizer.lr or --train.clip and run the same command: it goes on from the last checkpoint"
+    )
+
+
+def first_bad_tensor(model: nn.Module) -> str | None:
+    """Name the first weight or gradient of this rank that is not finite."""
+    for kind in ("weight", "gradient"):
+        for name, p in model.named_parameters():
+            tensor = p.detach() if kind == "weight" else p.grad
+            bad = 0 if tensor is None else int((~torch.isfinite(local(tensor))).sum())
+            if bad and tensor is not None:
+                return f"the {kind} of {name} ({bad} of {local(tensor).numel()} values)"
+    return None

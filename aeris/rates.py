@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from aeris.data.loader import Sample
+Sample = TypeVar("Sample")
 
 
 class Rates:

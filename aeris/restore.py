@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from aeris.data.forcing import FORCINGS
 from aeris.data.store import Store, packaged_sample
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model
+from aeris.run_directory import Free, check_unchanged
 from swipe import checkpoint
 from swipe.layout import WindowLayout
 
@@ -80,7 +80,7 @@ def check_fingerprint(saved: dict[str, Any], store: Store) -> None:
         )
 
 
-FREE = {
+FREE: Free = {
     "model": {"precision", "residual", "checkpointing", "compile"},
     "data": {"store", "workers"},
     "train": {"images", "batch", "microbatch", "clip", "nonfinite_limit", "log_every"},
@@ -99,16 +99,7 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
     """
     if not checkpoint.complete(run_dir / "checkpoints"):
         return
-    before, now = (dataclasses.asdict(c) for c in (configs.load(run_dir / "config.json"), config))
-    different = [
-        f"--{section}.{name.replace('_', '-')} {before[section][name]} -> {value}"
-        for section, values in now.items()
-        for name, value in values.items()
-        if value != before[section][name] and FREE.get(section, set()) is not None
-        and name not in (FREE.get(section) or ())
-    ]  # fmt: skip
-    if different:
-        raise ValueError(f"{run_dir} holds another run ({'; '.join(different)}): choose another --run-dir")
+    check_unchanged(configs.load(run_dir / "config.json"), config, FREE, run_dir)
 
 
 def _short(value: Any, limit: int = 160) -> str:

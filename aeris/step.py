@@ -28,10 +28,10 @@ from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
 from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
 from swipe import checkpoint, noise
-from swipe.collectives import AgreedError, agree, tell
+from swipe.collectives import tell
 from swipe.gradients import clip, global_norm
 from swipe.pipeline import Microbatch
-from swipe.sharding import local, replicas
+from swipe.sharding import replicas
 
 TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise time, its noise field
 
@@ -175,34 +175,3 @@ def train_step(run: Training, samples: Iterator[Sample]) -> dict[str, Any]:
         "lr": lr,
         "skipped": run.skipped,
     }
-
-
-def check_finite(run: Training) -> None:
-    """Stop a run that no longer learns.
-
-    Raises:
-        ValueError: more non-finite steps in a row than allowed; names the first bad tensor.
-    """
-    if run.skipped_in_a_row <= run.config.train.nonfinite_limit:
-        return
-    found = agree(run.seat.groups.world, first_bad_tensor(run))
-    if found is None:
-        raise AgreedError(
-            f"{run.skipped_in_a_row} steps in a row had a non-finite loss with finite gradients"
-        )
-    raise AgreedError(
-        f"{run.skipped_in_a_row} non-finite steps in a row up to image {run.images_seen}; the first bad "
-        f"tensor is {found}. Lower --optimizer.lr or --train.clip and run the same command: it goes on "
-        "from the last checkpoint"
-    )
-
-
-def first_bad_tensor(run: Training) -> str | None:
-    """Name the first weight or gradient of this rank that is not finite."""
-    for kind in ("weight", "gradient"):
-        for name, p in run.model.named_parameters():
-            tensor = p.detach() if kind == "weight" else p.grad
-            bad = 0 if tensor is None else int((~torch.isfinite(local(tensor))).sum())
-            if bad and tensor is not None:
-                return f"the {kind} of {name} ({bad} of {local(tensor).numel()} values)"
-    return None

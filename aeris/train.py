@@ -6,11 +6,8 @@ To resume, to go on with more images, or after a crash: the same command again, 
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,17 +19,19 @@ from aeris import config as configs
 from aeris.config import RunConfig
 from aeris.dry_run import dry_run
 from aeris.flops import flops_per_sample, measure_gemm_rate
-from aeris.log import RunLog, console, progress_bar, run_program, speaker
+from aeris.log import RunLog, TrainingLine, console, run_program, speaker
 from aeris.model.swin import DTYPES
-from aeris.parallelize import Seat, build_model, choose_degrees, make_layout, take_seat
+from aeris.optim import check_finite
+from aeris.parallelize import build_model, choose_degrees, make_layout, take_seat
 from aeris.presets import PRESETS
 from aeris.rates import Rates
 from aeris.reading import ImageOrder, read_samples
 from aeris.restore import channel_counts, check_same_run, open_store
-from aeris.step import Training, check_finite, train_step
+from aeris.run_directory import check_same_command, make_directories
+from aeris.step import Training, train_step
 from launch.rank import discover, export, leave
 from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
-from swipe.collectives import all_reduce, barrier, tell, together
+from swipe.collectives import all_reduce, barrier, together
 from swipe.groups import choose_policy
 
 
@@ -75,7 +74,7 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     start(device, config.parallel.timeout_s)
     seat = take_seat(config, counts, dims, rank, device)
     with together(seat.groups.world):
-        check_same_command(config, seat)
+        check_same_command(config, seat.groups.world, rank, ("data.store",))
         if seat.lead:
             make_directories(run_dir)
     run = Training(config, run_dir, store, seat)
@@ -92,67 +91,12 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     return run
 
 
-def check_same_command(config: RunConfig, seat: Seat) -> None:
-    """Check that all ranks were started with the same settings; the path of the data may differ.
-
-    Raises:
-        ValueError: they were not; names a setting.
-    """
-    here = dataclasses.asdict(config)
-    there = tell(seat.groups.world, here)
-    for section, values in there.items():
-        for name, value in values.items():
-            if here[section][name] != value and (section, name) != ("data", "store"):
-                raise ValueError(
-                    f"rank {seat.groups.rank} was started with --{section}.{name.replace('_', '-')} "
-                    f"{here[section][name]}, rank 0 with {value}"
-                )
-
-
-def make_directories(run_dir: Path) -> None:
-    """Make the run directory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
-            directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
-        ) from None
-
-
-class Display:
-    """The live line of a run: images done, smoothed loss, rates; without a terminal, a line every 30 s."""
-
-    EVERY_S = 30.0
-
-    def __init__(self, images: int, images_seen: int) -> None:
-        """Make the line; it shows while `bar` is open as a context."""
-        self.bar = progress_bar("numbers")
-        self._task = self.bar.add_task("", total=images, completed=images_seen, numbers="")
-        self._loss: float | None = None
-        self._said = time.monotonic()
-
-    def smooth(self, loss: float) -> None:
-        """Take in the loss of a step: a moving average over about 50 of them, skipped steps left out."""
-        if not math.isfinite(loss):
-            return
-        self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
-
-    def show(self, record: dict[str, Any]) -> None:
-        """Show a record."""
-        loss = math.nan if self._loss is None else self._loss
-        numbers = (
-            f"loss {loss:.3f} {record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s "
-            f"MFU {record['mfu']:.0%} data {record['data_wait']:.0%}"
-        )
-        self.bar.update(self._task, completed=record["images_seen"], numbers=numbers)
-        if not console.is_terminal and time.monotonic() - self._said > self.EVERY_S:
-            self._said = time.monotonic()
-            console.print(f"image {record['images_seen']:,}: {numbers}")
+def said(record: dict[str, Any]) -> str:
+    """Put the rates of a record into words."""
+    return (
+        f"{record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s MFU {record['mfu']:.0%} "
+        f"data {record['data_wait']:.0%}"
+    )
 
 
 def train(run: Training) -> None:
@@ -171,19 +115,19 @@ def train(run: Training) -> None:
     # Only rank 0 speaks of rates; the others would take the cores from it.
     gemm = measure_gemm_rate(run.device, DTYPES[config.model.precision]) if seat.lead else 1.0
     saved = run.images_seen
-    display = Display(settings.images, run.images_seen)
+    line = TrainingLine(settings.images, run.images_seen, keep=0.98, digits=3)
     rates = Rates(run.images_seen, flops, gemm)
     samples = rates.samples(read_samples(config, run.store, seat, images))
     path = run.run_dir / "log.jsonl" if seat.lead else None
-    with display.bar, RunLog(path, run.images_seen) as log:
+    with line.bar, RunLog(path, run.images_seen) as log:
         for step in range(1, steps + 1):
             record = train_step(run, samples)
-            check_finite(run)
-            display.smooth(record["loss"])
+            check_finite(run.model, seat.groups.world, run.skipped_in_a_row, settings.nonfinite_limit)
+            line.smooth(record["loss"])
             if step % settings.log_every == 0 or step == steps:
                 record |= rates.since_last(run.images_seen)
                 log.write(record)
-                display.show(record)
+                line.show(run.images_seen, said(record))
             if run.images_seen - saved >= config.checkpoint.every_images or step == steps:
                 run.save()
                 saved = run.images_seen

@@ -38,9 +38,9 @@ from aeris.aurora.batch import Batch, Metadata
 from aeris.aurora.config import LEVELS_HPA
 from aeris.aurora.model import AuroraPretrained, AuroraSmallPretrained
 from aeris.aurora.swin3d import compile_blocks
+from aeris.aurora.training.official import load_official
 from aeris.log import console, run_program
 from benchmarks.contest import Row, draw, ratios
-from benchmarks.official import load_official
 from benchmarks.step import describe, seconds
 from swipe.backend import choose_device, keep_freed_memory
 

@@ -145,8 +145,9 @@ class Checkpoints:
 
         Args:
             images: images seen.
-            tensors: this stage's tensors by name, the same names on each of its ranks: DTensors, or plain
-                tensors equal on all of them. The copies are on the CPU and live until they are written.
+            tensors: this stage's tensors by name. One that several ranks name is a DTensor, or plain and
+                equal on all of them; a rank may also name tensors that no other has. The copies are on the
+                CPU and live until they are written.
             meta: anything JSON can hold; the lead's is written, with the number of `stages`.
 
         Raises:

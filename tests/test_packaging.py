@@ -15,7 +15,11 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 # Distribution -> the name it is imported by, where they differ.
-IMPORT_NAMES = {"intel-extension-for-pytorch": "intel_extension_for_pytorch"}
+IMPORT_NAMES = {
+    "huggingface-hub": "huggingface_hub",
+    "intel-extension-for-pytorch": "intel_extension_for_pytorch",
+    "microsoft-aurora": "aurora",
+}
 # Needed without being imported by name: xarray's engine for NetCDF, and MPI for the launchers to come.
 INDIRECT = {"h5netcdf", "mpi4py"}
 
@@ -112,4 +116,6 @@ def test_ezpz_is_never_declared(declared: dict[str, Any]) -> None:
     """The public package of that name is another project."""
     groups = [declared["install_requires"], *declared["extras_require"].values()]
     assert not any("ezpz" in names(group) for group in groups)
-    assert set(declared["extras_require"]) == {"mpi", "plot", "dev", "deepspeed", "intel"}
+    assert set(declared["extras_require"]) == {
+        *("mpi", "plot", "dev", "deepspeed", "intel", "hub", "official", "speedy")
+    }

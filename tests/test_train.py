@@ -17,9 +17,10 @@ from aeris.config import RunConfig
 from aeris.data.loader import SampleDataset, make_loader
 from aeris.data.store import StoreError, packaged_sample
 from aeris.model.swin import Swin
+from aeris.optim import check_finite
 from aeris.parallelize import make_layout
 from aeris.presets import PRESETS
-from aeris.step import Training, check_finite, noisy, train_step
+from aeris.step import Training, noisy, train_step
 from swipe import checkpoint
 
 CPU = "cpu"
@@ -172,6 +173,12 @@ def small_store(path: Path) -> Path:
     return path
 
 
+def check(run: Training) -> None:
+    """Stop the run where training would."""
+    limit = run.config.train.nonfinite_limit
+    check_finite(run.model, run.seat.groups.world, run.skipped_in_a_row, limit)
+
+
 def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
     """A poisoned gradient changes nothing, is counted, and past the limit the first bad tensor is named."""
     run = train.prepare(small(40, train={"nonfinite_limit": 2}), tmp_path, CPU)
@@ -180,7 +187,7 @@ def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in run.tensors().items()}
     handle = run.model.layers["1"][0].mlp.down.weight.register_hook(lambda g: g * float("nan"))  # type: ignore[index]
     record = train_step(run, samples)
-    check_finite(run)
+    check(run)
     assert record["skipped"] == 1 and all(
         torch.equal(value, before[name]) for name, value in run.tensors().items()
     )
@@ -192,7 +199,7 @@ def test_nonfinite_steps_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
     ):
         for _ in range(3):
             train_step(run, samples)
-            check_finite(run)
+            check(run)
 
 
 def test_the_average_forecasts(tmp_path: Path) -> None:

@@ -20,14 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from aeris.aurora.batch import Batch
-from aeris.aurora.config import LEVELS_HPA, AuroraConfig, Published
+from aeris.aurora.config import (
+    ATMOS,
+    ATMOS_POLLUTANTS,
+    EMISSIONS,
+    LEVELS_HPA,
+    STATIC,
+    SURF,
+    SURF_POLLUTANTS,
+    AuroraConfig,
+    Published,
+)
 from aeris.aurora.model import Aurora
 
-SURF_POLLUTANTS = ("pm1", "pm2p5", "pm10", "tcco", "tc_no", "tcno2", "gtco3", "tcso2")
-ATMOS_POLLUTANTS = ("co", "no", "no2", "go3", "so2")
-EMISSIONS = tuple(
-    f"static_{gas}{suffix}" for gas in ("ammonia", "co", "nox", "so2") for suffix in ("", "_log")
-)
 STEPS_BACK = {
     **dict.fromkeys(("pm1", "pm2p5", "pm10", "no", "tc_no", "no2", "tcno2"), 2),
     **dict.fromkeys(("co", "tcco", "so2", "tcso2", "go3", "gtco3"), 1),
@@ -100,9 +105,9 @@ class AuroraAirPollution(Aurora):
     """
 
     default = AuroraConfig(
-        surf_vars=("2t", "10u", "10v", "msl", *SURF_POLLUTANTS),
-        static_vars=("lsm", "z", "slt", *EMISSIONS),
-        atmos_vars=("z", "u", "v", "t", "q", *ATMOS_POLLUTANTS),
+        surf_vars=(*SURF, *SURF_POLLUTANTS),
+        static_vars=(*STATIC, *EMISSIONS),
+        atmos_vars=(*ATMOS, *ATMOS_POLLUTANTS),
         patch_size=3,
         timestep_h=12.0,
         use_lora=True,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from aeris.aurora.normalisation import (
     unnormalise_surf,
 )
 from aeris.aurora.regridding import regrid, regular_grid
+from aeris.aurora.times import utc
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Metadata:
     def __post_init__(self) -> None:
         self.lat, self.lon = _coordinates("lat", self.lat), _coordinates("lon", self.lon)
         _check_grid(self.lat, self.lon)
-        self.time = _utc(self.time)
+        self.time = _times(self.time)
         self.atmos_levels = _levels(self.atmos_levels)
 
     @property
@@ -65,11 +66,6 @@ class Metadata:
             digest.update(str(tuple(values.shape)).encode())
             digest.update(values.contiguous().numpy().data)
         return digest.hexdigest()
-
-    def hours_since_1970(self) -> Tensor:
-        """Return the time of every sample in hours since 1970-01-01 00:00 UTC, float64 [B]."""
-        seconds = [time.replace(tzinfo=timezone.utc).timestamp() for time in self.time]
-        return torch.tensor(seconds, dtype=torch.float64) / 3600
 
 
 def _coordinates(name: str, values: Tensor) -> Tensor:
@@ -94,12 +90,10 @@ def _check_grid(lat: Tensor, lon: Tensor) -> None:
         raise ValueError("longitudes must rise from one column to the next: roll them and the fields")
 
 
-def _utc(times: tuple[datetime, ...]) -> tuple[datetime, ...]:
+def _times(times: tuple[datetime, ...]) -> tuple[datetime, ...]:
     if isinstance(times, datetime) or not all(isinstance(time, datetime) for time in times):
         raise ValueError(f"time must be a tuple of datetime, one for each sample, found {times!r}")
-    return tuple(
-        time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None) for time in times
-    )
+    return tuple(map(utc, times))
 
 
 def _levels(levels: tuple[float, ...]) -> tuple[float, ...]:
@@ -236,7 +230,7 @@ class Batch:
         where = self.metadata
         batch_netcdf.write(
             Path(path),
-            batch_netcdf.Fields(self.surf_vars, self.static_vars, self.atmos_vars),
+            batch_netcdf.Stored(self.surf_vars, self.static_vars, self.atmos_vars),
             batch_netcdf.Place(where.lat, where.lon, where.time, where.atmos_levels, where.rollout_step),
         )
 

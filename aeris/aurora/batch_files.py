@@ -9,21 +9,26 @@ it is whole. `Batch.to_netcdf` writes single batches as the official package doe
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
 from aeris.aurora import cf_names
 from aeris.aurora.batch import Batch, Metadata
-from aeris.aurora.cf_formats import LEAD, Netcdf, Sink, Zarr
+from aeris.aurora.cf_formats import ATTRS, LEAD, Netcdf, Sink, Zarr
+from aeris.aurora.times import utc
+
+if TYPE_CHECKING:
+    import xarray
 
 CASES = ("time", LEAD)
 GRID = ("latitude", "longitude")
@@ -37,22 +42,26 @@ def to_cf(batches: Iterable[Batch], path: str | Path, start: datetime | Sequence
     Args:
         batches: predictions, one lead time each, rising; with several samples, forecasts of several starts.
             May be a roll-out itself, which then runs as it is written.
-        path: ends in .nc or .zarr; something of this name is replaced once the new file is whole.
+        path: ends in .nc or .zarr; a file of this name, or a Zarr directory that `to_cf` wrote, is replaced
+            once the new one is whole.
         start: when the forecast of every sample starts: the `metadata.time` of its first input.
 
     Returns:
         How many lead times were written.
 
     Raises:
-        ValueError: another ending; no batch; lat and lon are [H, W]; a batch has other variables, another
-            grid or another number of samples than the first; lead times fall or differ between samples.
+        ValueError: another ending; something else has this name; no batch; lat and lon are [H, W]; a batch
+            has other variables, another grid or another number of samples than the first; lead times fall or
+            differ between samples.
         OSError: the disk is full or cannot be written; nothing is left behind.
     """
     path = Path(path)
     if path.suffix not in SINKS:
         raise ValueError(f"a forecast is written to a name that ends in .nc or .zarr, not {path.name}")
-    starts = _utc((start,) if isinstance(start, datetime) else start)
+    starts = tuple(map(utc, (start,) if isinstance(start, datetime) else start))
     partial = path.with_name(path.name + ".partial")
+    _check_replaceable(path)
+    _check_unfinished(partial)
     _remove(partial)
     writer: _Writer | None = None
     try:
@@ -68,15 +77,45 @@ def to_cf(batches: Iterable[Batch], path: str | Path, start: datetime | Sequence
             writer.sink.abandon()
         _remove(partial)
         raise
-    _remove(path)
+    if path.is_dir():  # a directory cannot be replaced in one go
+        _check_replaceable(path)
+        shutil.rmtree(path)
     partial.replace(path)
     return len(writer.leads_s)
 
 
-def _utc(times: Sequence[datetime]) -> tuple[datetime, ...]:
-    return tuple(
-        time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None) for time in times
-    )
+def _check_replaceable(path: Path) -> None:
+    """Refuse to put a forecast in the place of a directory, or of anything under a Zarr name, that is none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if path.suffix == ".nc":
+        if path.is_dir():
+            raise ValueError(f"{path} is a directory: give another name, or remove it")
+    elif path.is_dir() and not path.is_symlink():
+        try:
+            open_cf(path).close()
+        except ValueError as error:
+            raise ValueError(f"{error}: it is not replaced; give another name, or remove it") from None
+    elif path.exists() or path.is_symlink():
+        raise ValueError(f"{path} is no directory of Zarr: give another name, or remove it")
+
+
+def _check_unfinished(partial: Path) -> None:
+    """Refuse to remove a directory that is not what an earlier `to_cf`, cut off, left.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not partial.is_dir():
+        return
+    try:
+        attrs = json.loads((partial / ".zattrs").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        attrs = {}
+    if attrs.get("source") != ATTRS["source"]:
+        raise ValueError(f"{partial} is no unfinished forecast of aeris.aurora: rename it, or remove it")
 
 
 def _remove(path: Path) -> None:
@@ -208,6 +247,8 @@ def open_cf(path: str | Path) -> Predictions:
         FileNotFoundError: there is nothing of this name.
         ValueError: it is something else.
     """
+    import xarray
+
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no forecast {path}")

@@ -5,7 +5,8 @@
     static_lsm  [latitude, longitude]
 
 Beside them rollout_step, time, level, latitude and longitude. Where every point has its own latitude and
-longitude, the dims are row and column; the official package has no files of such grids.
+longitude, the dims are row and column; the official package has no files of such grids. The libraries for
+files are imported when one is written or read: the model does without.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Fields(NamedTuple):
+class Stored(NamedTuple):
     """The fields of a batch."""
 
     surf: Mapping[str, Tensor]
@@ -40,12 +40,14 @@ class Place(NamedTuple):
     rollout_step: int
 
 
-def write(path: Path, fields: Fields, place: Place) -> None:
+def write(path: Path, fields: Stored, place: Place) -> None:
     """Write a batch; a file of this name is replaced once the new one is whole.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
+    import xarray
+
     grid = ("latitude", "longitude") if place.lat.dim() == 1 else ("row", "column")
     history = ("batch", "history")
     variables = {
@@ -75,13 +77,15 @@ def write(path: Path, fields: Fields, place: Place) -> None:
     partial.replace(path)
 
 
-def read(path: Path) -> tuple[Fields, Place]:
+def read(path: Path) -> tuple[Stored, Place]:
     """Read what `write` or the official package wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no batch.
     """
+    import xarray
+
     try:
         with xarray.open_dataset(path, engine="h5netcdf") as dataset:
             dataset.load()
@@ -104,7 +108,7 @@ def read(path: Path) -> tuple[Fields, Place]:
         levels=tuple(dataset["level"].values.tolist()),
         rollout_step=int(dataset["rollout_step"].values),
     )
-    return Fields(kinds["surf"], kinds["static"], kinds["atmos"]), place
+    return Stored(kinds["surf"], kinds["static"], kinds["atmos"]), place
 
 
 def _numpy(x: Tensor) -> NDArray[Any]:

@@ -1,20 +1,22 @@
-"""The file formats a forecast is written in: NetCDF-4 and Zarr, growing along the lead time."""
+"""The file formats a forecast is written in: NetCDF-4 and Zarr, growing along the lead time.
+
+Their libraries are imported when a file is begun.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5netcdf
-import numcodecs  # type: ignore[import-untyped]
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-# zarr 3 writes format 3 unless told otherwise; zarr 2.18 knows no such argument.
-FORMAT_2: dict[str, Any] = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}
 LEAD = "prediction_timedelta"
+RESERVE_BYTES = 2**20  # for what HDF5 writes beside the fields
 ATTRS = {"Conventions": "CF-1.11", "source": "Aurora (aeris.aurora)"}
 
 
@@ -38,6 +40,9 @@ class Netcdf:
     """One NetCDF-4 file."""
 
     def __init__(self, path: Path) -> None:
+        import h5netcdf
+
+        self._path = path
         self._file = h5netcdf.File(path, "w")
         self._file.attrs.update(ATTRS)
         self._leads = 0
@@ -57,12 +62,19 @@ class Netcdf:
         variable.attrs.update(attrs)
 
     def append(self, name: str, values: NDArray[Any], count: int) -> None:
-        """Write one lead time."""
+        """Write one lead time.
+
+        Raises:
+            OSError: the disk has no room for it. HDF5 would crash the interpreter when its last write fails.
+        """
+        if shutil.disk_usage(self._path.parent).free < values.nbytes + RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         if count >= self._leads:
             self._leads = count + 1
             self._file.resize_dimension(LEAD, self._leads)
         variable = self._file[name]
         variable[count if len(variable.dimensions) == 1 else (slice(None), count)] = values
+        self._file.flush()
 
     def close(self) -> None:
         """Finish the file."""
@@ -75,12 +87,19 @@ class Zarr:
     """A directory in Zarr format 2."""
 
     def __init__(self, path: Path) -> None:
+        import zarr
+
         self._path = path
         self._arrays: dict[str, Any] = {}
-        zarr.open_group(str(path), mode="w", **FORMAT_2).attrs.update(ATTRS)
+        # zarr 3 writes format 3 unless told otherwise; zarr 2.18 knows no such argument.
+        self._format: dict[str, Any] = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}
+        zarr.open_group(str(path), mode="w", **self._format).attrs.update(ATTRS)
 
     def create(self, name: str, dims: Sequence[str], values: NDArray[Any], attrs: dict[str, str]) -> None:
         """Add a variable."""
+        import numcodecs  # type: ignore[import-untyped]
+        import zarr
+
         grows = LEAD in dims
         shape, chunks = values.shape, values.shape
         if grows:
@@ -94,7 +113,7 @@ class Zarr:
             compressor=numcodecs.Blosc(cname="zstd", clevel=1, shuffle=numcodecs.Blosc.SHUFFLE),
             store=str(self._path),
             path=name,
-            **FORMAT_2,
+            **self._format,
         )
         array.attrs.update({"_ARRAY_DIMENSIONS": list(dims), **attrs})
         if not grows:
@@ -113,7 +132,9 @@ class Zarr:
 
     def close(self) -> None:
         """Gather the metadata in one file, for readers from far away."""
-        zarr.consolidate_metadata(str(self._path), **FORMAT_2)
+        import zarr
+
+        zarr.consolidate_metadata(str(self._path), **self._format)
 
     def abandon(self) -> None:
         """Nothing is held open."""

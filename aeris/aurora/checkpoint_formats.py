@@ -14,15 +14,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from aeris.aurora.config import AuroraConfig
+from aeris.aurora.config import (
+    ATMOS,
+    ATMOS_POLLUTANTS,
+    CALENDAR_VARS,
+    EMISSIONS,
+    STATIC,
+    SURF,
+    SURF_POLLUTANTS,
+    AuroraConfig,
+)
 
 State = dict[str, Tensor]
-
-SURF, STATIC, ATMOS = ("2t", "10u", "10v", "msl"), ("lsm", "z", "slt"), ("z", "u", "v", "t", "q")
-SURF_POLLUTANTS = ("pm1", "pm2p5", "pm10", "tcco", "tc_no", "tcno2", "gtco3", "tcso2")
-ATMOS_POLLUTANTS = ("co", "no", "no2", "go3", "so2")
-EMISSIONS = tuple(f"static_{gas}{form}" for gas in ("ammonia", "co", "nox", "so2") for form in ("", "_log"))
-CALENDAR = ("tod_cos", "tod_sin", "dow_cos", "dow_sin", "doy_cos", "doy_sin")
 
 EMBEDDING = re.compile(r"encoder\.(surf|atmos)_token_embeds\.(layers\.[^.]+\.)?weights\.")
 
@@ -111,7 +114,7 @@ def _air_pollution(state: State, config: AuroraConfig) -> None:
         state,
         "encoder.surf_token_embeds.weight_new",
         "encoder.surf_token_embeds",
-        (*SURF_POLLUTANTS, *EMISSIONS, *CALENDAR),
+        (*SURF_POLLUTANTS, *EMISSIONS, *CALENDAR_VARS),
     )
     if levels:
         _air_pollution_levels(state, levels, new)
@@ -142,7 +145,7 @@ def _air_pollution_levels(state: State, levels: Sequence[str], new: str) -> None
         state.update({f"{here}.weights.{name}": weight for name, weight in base.items()})
         if shared is not None:
             state[f"{here}.weight"] = shared
-            fields = (*STATIC, *EMISSIONS, *CALENDAR)
+            fields = (*STATIC, *EMISSIONS, *CALENDAR_VARS)
             _split_embedding(state, f"{here}.weight", here, [f"static_{name}" for name in fields])
         _split_embedding(state, f"{new}.layers.{level}.weight_new", here, ATMOS_POLLUTANTS)
         # Two patch embeddings were added up, so their biases are.

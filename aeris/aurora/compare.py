@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.training import predictors
-from aeris.aurora.training.comparison import Case, Comparison, Predictor, Sample, compare, steps_of
+from aeris.aurora.training.comparison import Case, Comparison, Sample, compare
 from aeris.aurora.training.comparison_plots import plot_card, plot_case, plot_scores
 from aeris.aurora.training.comparison_report import as_json, print_tables, write_files
+from aeris.aurora.training.conditions import Predictor, read_time, require_same_input, steps_of
 from aeris.aurora.training.sequences import Sequences
 from aeris.aurora.training.sources import open_weather
 from aeris.log import console, progress_bar, run_program, speaker
@@ -85,16 +85,26 @@ class Job:
             self.words.append("persistence")
         predictors.check(self.words)
         self.leads = sorted(set(config.leads))
+        self.case_init = read_time("--case-init", config.case_init) if config.case_init else None
         self.device = str(choose_device(config.device))
-        self._first = [self._open(self.words[0])]
-        settings = self._first[0].config or AuroraConfig()
+        found = {predictors.label_of(one)[0]: predictors.settings_of(one, config.model) for one in self.words}
+        require_same_input(found)
+        settings = next((one for one in found.values() if one is not None), AuroraConfig())
         self.step_h = settings.timestep_h
         steps = steps_of(self.leads, self.step_h)
         self.weather = open_weather(config.data, settings, config.static or None)
         history = settings.max_history_size
         self.sequences = Sequences(self.weather, config.period, history, max(steps), self.step_h)
         self.places = spread_out(len(self.sequences), config.starts or len(self.sequences))
-        self.case_init = np.datetime64(config.case_init, "s") if config.case_init else None
+        self._check_case()
+        self._first = [self._open(self.words[0])]
+
+    def _check_case(self) -> None:
+        """Refuse a start of the maps that is none of the starts."""
+        inits = self.weather.times[self.sequences.starts[self.places]]
+        if self.case_init is not None and self.case_init not in inits:
+            starts = f"{len(inits)} starts used, {inits[0]} to {inits[-1]}"
+            raise ValueError(f"--case-init {self.config.case_init} is none of the {starts}")
 
     def _open(self, word: str) -> Predictor:
         return predictors.open_predictor(word, self.config.model, self.device, self.config.precision)

@@ -15,6 +15,13 @@ LoRAMode = Literal["single", "from_second", "all"]
 Part = Literal["encoder", "backbone", "decoder"]
 LEVELS_HPA = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
 
+# Variables of the first models, in the order in which files hold them in one tensor.
+SURF, STATIC, ATMOS = ("2t", "10u", "10v", "msl"), ("lsm", "z", "slt"), ("z", "u", "v", "t", "q")
+SURF_POLLUTANTS = ("pm1", "pm2p5", "pm10", "tcco", "tc_no", "tcno2", "gtco3", "tcso2")
+ATMOS_POLLUTANTS = ("co", "no", "no2", "go3", "so2")
+EMISSIONS = tuple(f"static_{gas}{form}" for gas in ("ammonia", "co", "nox", "so2") for form in ("", "_log"))
+CALENDAR_VARS = ("tod_cos", "tod_sin", "dow_cos", "dow_sin", "doy_cos", "doy_sin")
+
 
 @dataclass(frozen=True)
 class Published:
@@ -29,11 +36,11 @@ class Published:
 class AuroraConfig:
     """Every setting that defines an Aurora model."""
 
-    surf_vars: tuple[str, ...] = ("2t", "10u", "10v", "msl")
+    surf_vars: tuple[str, ...] = SURF
     """Surface variables the model has weights for."""
-    static_vars: tuple[str, ...] = ("lsm", "z", "slt")
+    static_vars: tuple[str, ...] = STATIC
     """Fields that do not change with time."""
-    atmos_vars: tuple[str, ...] = ("z", "u", "v", "t", "q")
+    atmos_vars: tuple[str, ...] = ATMOS
     """Variables on pressure levels."""
     window_size: tuple[int, int, int] = (2, 6, 12)
     """Attention window over (latent, row, col)."""
@@ -149,6 +156,11 @@ class AuroraConfig:
             raise ValueError("a model needs a surface variable and a variable on levels")
         if self.autocast and self.autocast_dtype == "float16" and not self.use_fp16_safe_attention:
             raise ValueError("autocast to float16 needs use_fp16_safe_attention: scores may exceed 65504")
+
+    @property
+    def stats(self) -> dict[str, tuple[float, float]]:
+        """Location and scale by name of the surface and static variables in `surf_stats`."""
+        return {name: (location, scale) for name, location, scale in self.surf_stats}
 
     def changed(self, **changes: Any) -> AuroraConfig:
         """Return this configuration with some fields replaced.

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from aeris.aurora import checkpointing
 from aeris.aurora.config import AuroraConfig
-from aeris.aurora.encoder import Fields, bands
-from aeris.aurora.patch_embedding import affine, level_key
+from aeris.aurora.encoder import Maps, bands
+from aeris.aurora.normalisation import level_name
+from aeris.aurora.patch_embedding import affine
 from aeris.aurora.perceiver import Perceiver
 
 
@@ -33,7 +34,7 @@ class LevelHeads(nn.Module):
     def __init__(self, width: int, numbers: int, levels: Iterable[float]) -> None:
         super().__init__()
         self.layers = nn.ModuleDict(
-            {key: nn.Linear(width, numbers) for key in sorted(map(level_key, levels))}
+            {key: nn.Linear(width, numbers) for key in sorted(map(level_name, levels))}
         )
 
 
@@ -42,7 +43,7 @@ def joined(heads: nn.ModuleDict, names: Sequence[str], levels: Sequence[float]) 
     modules = [heads[name] for name in names]
     if not isinstance(modules[0], LevelHeads):
         return _joined(modules)
-    keys = [level_key(level) for level in levels]
+    keys = [level_name(level) for level in levels]
     pairs = [_joined([cast(LevelHeads, module).layers[key] for module in modules]) for key in keys]
     weights, biases = zip(*pairs)
     return torch.stack(weights), torch.stack(biases)
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
         levels: Sequence[float],
         level_CE: Tensor,
         patch_res: tuple[int, int, int],
-    ) -> tuple[Fields, Fields]:
+    ) -> tuple[Maps, Maps]:
         """Predict normalised fields.
 
         Args:

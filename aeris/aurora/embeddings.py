@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aeris.aurora.times import hours_since_1970
+
 EARTH_RADIUS_KM = 6371.0
-CALENDAR_VARS = ("tod_cos", "tod_sin", "dow_cos", "dow_sin", "doy_cos", "doy_sin")
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,6 @@ def level_encoding(levels: Sequence[float], d: int) -> Tensor:
     return LEVEL.encode(torch.tensor(levels, dtype=torch.float64, device="cpu"), d)
 
 
-def hours_since_1970(time: datetime) -> float:
-    """Hours from 1970-01-01 00 UTC; a time without a zone is UTC."""
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=timezone.utc)
-    return time.timestamp() / 3600
-
-
 def absolute_time_encoding(times: Sequence[datetime], d: int) -> Tensor:
     """Encode times as float32 (B, d) on the CPU; hours are rounded to float32 first, as published."""
     hours_B = torch.tensor([hours_since_1970(time) for time in times], dtype=torch.float64, device="cpu")
@@ -120,7 +114,7 @@ def absolute_time_encoding(times: Sequence[datetime], d: int) -> Tensor:
 
 
 def calendar(times: Sequence[datetime]) -> Tensor:
-    """Cosine and sine of hour, weekday and day as float64 (B, 6) on the CPU, in the order of CALENDAR_VARS.
+    """Cosine and sine of hour, weekday and day as float64 (B, 6) on the CPU, ordered as CALENDAR_VARS.
 
     The last pair takes the day of the **month** over 365.25: so do the published air-pollution weights.
     """
@@ -192,14 +186,16 @@ class Encodings(NamedTuple):
     """Empty unless the model takes the calendar."""
 
 
-class GridCache:
-    """Grid encodings of the grids seen last, per device and dtype."""
+class EncodingCache:
+    """Encodings of the grids, levels and lead times seen last, per device and dtype."""
 
-    def __init__(self, size: int = 2) -> None:
-        self._size = size
-        self._kept: OrderedDict[tuple[object, ...], tuple[Tensor, Tensor]] = OrderedDict()
+    def __init__(self, size: int = 2, small: int = 64) -> None:
+        """Keep `size` grids, and `small` sets of levels and of lead times together."""
+        self._sizes = size, small
+        self._grids: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
+        self._small: OrderedDict[tuple[object, ...], tuple[Tensor, ...]] = OrderedDict()
 
-    def __call__(
+    def grid(
         self, where: Grid, patch: int, d: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Return `grid_encoding` on a device, from memory where the grid is known.
@@ -207,19 +203,69 @@ class GridCache:
         Raises:
             ValueError: As `grid_encoding`.
         """
-        key = (where.grid_key, patch, d, device, dtype)
-        if key not in self._kept:
-            # Tensors made in inference mode could not be trained with later.
-            with torch.inference_mode(False), torch.no_grad():
-                pair = grid_encoding(where.lat.clone(), where.lon.clone(), patch, d)
-                self._kept[key] = pair[0].to(device, dtype), pair[1].to(device, dtype)
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
 
-    def __deepcopy__(self, memo: dict[int, object]) -> GridCache:
-        return GridCache(self._size)
+        def make() -> tuple[Tensor, ...]:
+            pair = grid_encoding(where.lat.clone(), where.lon.clone(), patch, d)
+            return tuple(x.to(device, dtype) for x in pair)
+
+        key = (where.grid_key, patch, d, device, dtype)
+        position_LD, scale_LD = _kept(self._grids, self._sizes[0], key, make)
+        return position_LD, scale_LD
+
+    def levels(self, levels: Sequence[float], d: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return `level_encoding` on a device, from memory where the levels are known.
+
+        Raises:
+            ValueError: As `level_encoding`.
+        """
+        key = ("levels", tuple(levels), d, device, dtype)
+
+        def make() -> tuple[Tensor, ...]:
+            return (level_encoding(levels, d).to(device, dtype),)
+
+        return _kept(self._small, self._sizes[1], key, make)[0]
+
+    def lead_times(
+        self, lead_times_B: Tensor, d: int, updated: bool, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Return `lead_time_encoding` on a device, from memory where the lead times are known.
+
+        Args:
+            lead_times_B: Lead times in hours, on the CPU: they are looked at.
+            d: Width.
+            updated: The encoding of v1.5.
+            device: Where the encoding is to be.
+            dtype: Of the encoding.
+
+        Raises:
+            ValueError: As `lead_time_encoding`.
+        """
+        key = ("lead times", tuple(lead_times_B.tolist()), d, updated, device, dtype)
+
+        def make() -> tuple[Tensor, ...]:
+            return (lead_time_encoding(lead_times_B.clone(), d, updated).to(device, dtype),)
+
+        return _kept(self._small, self._sizes[1], key, make)[0]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> EncodingCache:
+        return EncodingCache(*self._sizes)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_size": self._size, "_kept": OrderedDict()}
+        return vars(EncodingCache(*self._sizes))
+
+
+def _kept(
+    kept: OrderedDict[tuple[object, ...], tuple[Tensor, ...]],
+    size: int,
+    key: tuple[object, ...],
+    make: Callable[[], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Return what was made for a key, or make it and forget what was not asked for longest."""
+    if key not in kept:
+        # Tensors made in inference mode could not be trained with later.
+        with torch.inference_mode(False), torch.no_grad():
+            kept[key] = make()
+        if len(kept) > size:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]

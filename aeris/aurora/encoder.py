@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from aeris.aurora import checkpointing
-from aeris.aurora.config import AuroraConfig
-from aeris.aurora.embeddings import CALENDAR_VARS, Encodings
+from aeris.aurora.config import CALENDAR_VARS, AuroraConfig
+from aeris.aurora.embeddings import Encodings
 from aeris.aurora.patch_embedding import LevelPatchEmbedding, PatchEmbedding, affine, patches, uncast
 from aeris.aurora.perceiver import MLP, Perceiver
 
-Fields = dict[str, Tensor]
+Maps = dict[str, Tensor]
+"""Fields by name."""
 
 
 def bands(rows: int, columns: int, batch: int, chunk: int) -> list[slice]:
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
         static_vars: Mapping[str, Tensor],
         atmos_vars: Mapping[str, Tensor],
         calendar_B6: Tensor,
-    ) -> tuple[Fields, Fields]:
+    ) -> tuple[Maps, Maps]:
         """Add static maps and the calendar to the surface and, where wanted, to every level."""
         fixed = dict(static_vars)
         like = next(iter(surf_vars.values()))

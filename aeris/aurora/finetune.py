@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -19,15 +17,14 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 
+from aeris.aurora.rollout import lead_times
 from aeris.aurora.training import config as configs
 from aeris.aurora.training.config import FineTuneConfig
-from aeris.aurora.training.objective import lead_times
 from aeris.aurora.training.presets import PRESETS
 from aeris.aurora.training.reading import Data, open_data, read_samples
 from aeris.aurora.training.run import (
     UNTRAINABLE,
     FineTuning,
-    Seat,
     computed_in,
     make_loss_weights,
     take_seat,
@@ -35,14 +32,16 @@ from aeris.aurora.training.run import (
 from aeris.aurora.training.starting_weights import Start, build, find_start
 from aeris.aurora.training.step import train_step, training_scores, validate
 from aeris.aurora.variants import VARIANTS
-from aeris.log import RunLog, console, progress_bar, run_program, speaker
+from aeris.config import save
+from aeris.log import RunLog, TrainingLine, console, run_program, speaker
+from aeris.optim import check_finite
 from aeris.rates import Rates
 from aeris.reading import ImageOrder
-from aeris.step import check_finite
+from aeris.run_directory import check_same_command, make_directories
 from launch.rank import discover, export, leave
 from swipe import checkpoint
 from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
-from swipe.collectives import barrier, tell, together
+from swipe.collectives import barrier, together
 from swipe.groups import check_shard
 from swipe.mesh import ParallelDims
 
@@ -93,12 +92,10 @@ def check_all(config: FineTuneConfig, run_dir: Path, world: int = 1) -> Checked:
         model.freeze_base()
     configs.check_same_run(config, run_dir)
     resumes = bool(checkpoint.complete(run_dir / "checkpoints"))
-    found = find_start(config.weights, model, config.partial) if config.weights and not resumes else None
-    if config.rollout.train == "adapters" and not config.weights:
-        raise ValueError(
-            "adapters are trained on a frozen base that must come from somewhere: pass --weights"
-        )
+    from_scratch = config.weights == configs.FRESH
+    found = None if from_scratch or resumes else find_start(config.weights, model, config.partial)
     data = open_data(config)
+    make_loss_weights(config, data.weather.levels)
     # Shapes alone: says what does not fit of grid, variables and levels. Autocast knows no "meta".
     plain = dataclasses.replace(config.aurora, use_lora=False, autocast=False)
     with torch.no_grad():
@@ -120,14 +117,15 @@ def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") ->
     start(device, config.parallel.timeout_s)
     seat = take_seat(config, world, rank, device)
     with together(seat.groups.world):
-        check_same_command(config, seat)
+        places = ("data.paths", "data.static", "weights")
+        check_same_command(config, seat.groups.world, rank, places, configs.FLAGS)
         if seat.lead:
             make_directories(run_dir)
     run = FineTuning(config, run_dir, checked.data, seat, checked.start)
     with together(seat.groups.world):
         resumed = run.resume()
         if seat.lead:
-            configs.save(config, run_dir / "config.json")
+            save(config, run_dir / "config.json")
     ranks = f"{world} ranks, {device.type}" if world > 1 else str(device)
     aurora, dtype = computed_in(config, device)
     precision = "bf16 autocast" if aurora.autocast else str(dtype).removeprefix("torch.")
@@ -141,62 +139,6 @@ def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") ->
     else:
         console.print(f"starting from {checked.start or 'fresh weights'}")
     return run
-
-
-def check_same_command(config: FineTuneConfig, seat: Seat) -> None:
-    """Check that all ranks were started with the same settings; paths may differ.
-
-    Raises:
-        ValueError: they were not; names a setting.
-    """
-    there = tell(seat.groups.world, config)
-    for name, theirs, ours in configs.differences(there, config):
-        if name not in ("data.paths", "data.static", "weights"):
-            raise ValueError(f"rank {seat.rank} was started with --{name} {ours}, rank 0 with {theirs}")
-
-
-def make_directories(run_dir: Path) -> None:
-    """Make the run directory.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        for directory in (run_dir, run_dir / "checkpoints", run_dir / "plots"):
-            directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write the run directory {run_dir} ({error}): choose another --run-dir"
-        ) from None
-
-
-class Display:
-    """The live line of a run: images done, smoothed loss, rates; without a terminal, a line every 30 s."""
-
-    EVERY_S = 30.0
-
-    def __init__(self, images: int, images_seen: int) -> None:
-        """Make the line; it shows while `bar` is open as a context."""
-        self.bar = progress_bar("numbers")
-        self._task = self.bar.add_task("", total=images, completed=images_seen, numbers="")
-        self._loss: float | None = None
-        self._said = time.monotonic()
-
-    def show(self, record: dict[str, Any], rates: dict[str, float]) -> None:
-        """Show a record, with a moving average of the loss."""
-        loss = record["loss"]
-        if math.isfinite(loss):
-            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        shown = math.nan if self._loss is None else self._loss
-        numbers = f"loss {shown:.4f} {rates['images_per_s']:.2f} img/s data {rates['data_wait']:.0%}"
-        self.bar.update(self._task, completed=record["images_seen"], numbers=numbers)
-        self.say(f"image {record['images_seen']:,}: {numbers}")
-
-    def say(self, text: str, always: bool = False) -> None:
-        """Print a line where there is no terminal."""
-        if always or (not console.is_terminal and time.monotonic() - self._said > self.EVERY_S):
-            self._said = time.monotonic()
-            console.print(text)
 
 
 def due(run: FineTuning, every: int, end: int) -> bool:
@@ -221,36 +163,37 @@ def train(run: FineTuning) -> None:
         items = run.replay.read(updates, pin_memory)
     else:
         items = read_samples(config, run.data, images, pin_memory)
-    display = Display(settings.images, run.images_seen)
+    line = TrainingLine(settings.images, run.images_seen, keep=0.95, digits=4)
     rates = Rates(run.images_seen, 0.0, 1.0)
-    samples = rates.samples(cast(Any, items))
+    samples = rates.samples(items)
     path = run.run_dir / "log.jsonl" if seat.lead else None
-    with display.bar, RunLog(path, run.images_seen or -1) as log:
+    with line.bar, RunLog(path, run.images_seen or -1) as log:
         if run.images_seen == 0:
-            judge(run, log, display)
+            judge(run, log)
         for update in range(1, updates + 1):
-            record = train_step(run, cast(Any, samples))
-            check_finite(cast(Any, run))
+            record = train_step(run, samples)
+            check_finite(run.model, seat.groups.world, run.skipped_in_a_row, settings.nonfinite_limit)
+            line.smooth(record["loss"])
             if update % settings.log_every == 0 or update == updates:
                 speed = rates.since_last(run.images_seen)
                 log.write(record | {name: speed[name] for name in ("images_per_s", "data_wait")})
-                display.show(record, speed)
+                line.show(run.images_seen, f"{speed['images_per_s']:.2f} img/s data {speed['data_wait']:.0%}")
             if config.validate.every_images and due(run, config.validate.every_images, end):
-                judge(run, log, display)
+                judge(run, log)
             if due(run, config.checkpoint.every_images, end):
                 run.save()
             run.checkpoints.check()
         run.checkpoints.wait()
 
 
-def judge(run: FineTuning, log: RunLog, display: Display) -> None:
+def judge(run: FineTuning, log: RunLog) -> None:
     """Validate, and write the scores of validation and of the training since the last time."""
     if run.data.validation is None:
         return
     found = {"training": training_scores(run), "validation": validate(run)}
     log.write({"images_seen": run.images_seen, "scores": {part: x for part, x in found.items() if x}})
     losses = ", ".join("-" if x is None else f"{x:.4f}" for x in found["validation"]["loss"])
-    display.say(f"image {run.images_seen:,}: validation loss {losses}", always=True)
+    console.print(f"image {run.images_seen:,}: validation loss {losses}")
 
 
 def plot(run_dir: Path) -> None:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 
 import torch
 from torch import Tensor
+
+from aeris.aurora.times import utc
 
 OBLIQUITY_RAD = math.radians(23.4441)  # ε in 1995
 ECCENTRICITY = 0.016715  # e in 1995
@@ -28,8 +30,7 @@ DAYS_PER_YEAR = 365.0
 
 def day_of_year(time: datetime) -> float:
     """Count the days, with their fraction, since the year of `time` began; a naive time is UTC."""
-    if time.tzinfo is not None:
-        time = time.astimezone(timezone.utc).replace(tzinfo=None)
+    time = utc(time)
     return (time - datetime(time.year, 1, 1)).total_seconds() / 86_400
 
 

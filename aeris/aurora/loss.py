@@ -72,7 +72,9 @@ class LossWeights:
 def loss_weights(
     table: str,
     dataset: str,
-    variables: Iterable[str],
+    surf_vars: Iterable[str],
+    atmos_vars: Iterable[str],
+    levels: Iterable[float] | None = None,
     changes: Mapping[str, float] | None = None,
     default: float | None = None,
 ) -> LossWeights:
@@ -81,14 +83,17 @@ def loss_weights(
     Args:
         table: a name in `PUBLISHED`.
         dataset: a name in `GAMMA`.
-        variables: what the model predicts.
+        surf_vars: surface variables the model predicts.
+        atmos_vars: variables on levels it predicts.
+        levels: in hPa, of the data; None: not known yet, any may have a weight.
         changes: weights that replace those of the table or add to it, as `LossWeights.variables`.
         default: weight of what is in neither; None: there must be nothing.
 
     Raises:
-        ValueError: variables without a weight, or a weight below zero.
+        ValueError: variables without a weight, a weight below zero or of what is not predicted.
     """
-    variables, changes = list(variables), dict(changes or {})
+    atmos_vars, changes = list(atmos_vars), dict(changes or {})
+    variables = [*surf_vars, *atmos_vars]
     weights = {**PUBLISHED[table], **changes}
     lacking = [name for name in variables if name not in weights]
     if lacking and default is None:
@@ -96,14 +101,32 @@ def loss_weights(
             f"the weights of {table} have none for {', '.join(lacking)}: give each one, or all of them one"
         )
     weights |= {name: default for name in lacking if default is not None}
-    strange = [name for name in changes if name not in variables and name.rpartition("_")[0] not in variables]
-    if strange:
-        raise ValueError(
-            f"a loss weight for {', '.join(strange)}, but the model predicts {', '.join(variables)}"
-        )
+    _check_predicted(changes, variables, atmos_vars, levels)
     if bad := {name: value for name, value in weights.items() if not value >= 0}:
         raise ValueError(f"loss weights must be at least 0: {bad}")
     return LossWeights(weights, gamma=GAMMA[dataset])
+
+
+def _check_predicted(
+    names: Iterable[str], variables: list[str], atmos_vars: list[str], levels: Iterable[float] | None
+) -> None:
+    """Check that everything a weight is given for is predicted.
+
+    Raises:
+        ValueError: something is not; names it, and what is.
+    """
+    at = None if levels is None else [level_name(level) for level in levels]
+    # Without known levels a level is what begins with a digit behind a variable on levels.
+    known = {*variables, *(f"{name}_{level}" for name in atmos_vars for level in at or ())}
+    strange = [name for name in names if name not in known]
+    if at is None:
+        beginnings = tuple(f"{name}_{digit}" for name in atmos_vars for digit in range(10))
+        strange = [name for name in strange if not name.startswith(beginnings)]
+    if strange:
+        where = "" if at is None else f", on levels {', '.join(at)}: {', '.join(atmos_vars)}"
+        raise ValueError(
+            f"a loss weight for {', '.join(strange)}, but the model predicts {', '.join(variables)}{where}"
+        )
 
 
 def weighted_mae(

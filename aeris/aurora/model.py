@@ -23,16 +23,14 @@ from aeris.aurora.batch import Batch, Metadata
 from aeris.aurora.config import AuroraConfig, Part, Published
 from aeris.aurora.decoder import Decoder
 from aeris.aurora.embeddings import (
+    EncodingCache,
     Encodings,
-    GridCache,
     absolute_time_encoding,
     calendar,
-    lead_time_encoding,
-    level_encoding,
 )
 from aeris.aurora.encoder import Encoder
 from aeris.aurora.initialise import initialise
-from aeris.aurora.patch_embedding import level_key
+from aeris.aurora.normalisation import level_name
 from aeris.aurora.swin3d import Swin3DBackbone
 
 
@@ -52,6 +50,8 @@ class Aurora(nn.Module):
     published: Published | None = Published(
         "aurora-0.25-finetuned.ckpt", "0be7e57c685dac86b78c4a19a3ab149d13c6a3dd"
     )
+    reads_missing: tuple[str, ...] = ()
+    """Variables whose missing values (NaN) the model reads as such: nobody is to fill them before."""
 
     def __init__(self, config: AuroraConfig | None = None, **changes: Any) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Aurora(nn.Module):
             self.encoder = Encoder(self.network_config)
             self.backbone = Swin3DBackbone(self.network_config)
             self.decoder = Decoder(self.network_config)
-        self._grids = GridCache()
+        self._cache = EncodingCache()
         if device.type != "meta":
             self.to_empty(device=device)
             initialise(self)
@@ -94,7 +94,7 @@ class Aurora(nn.Module):
     @property
     def surf_stats(self) -> dict[str, tuple[float, float]]:
         """Location and scale of surface and static variables that replace the usual ones."""
-        return {name: (location, scale) for name, location, scale in self.config.surf_stats}
+        return self.config.stats
 
     def forward(self, batch: Batch, lead_times: Tensor | None = None) -> Batch:
         """Predict.
@@ -114,11 +114,11 @@ class Aurora(nn.Module):
         # Physical units need more digits than half precision has.
         wide = torch.promote_types(weight.dtype, torch.float32)
         batch = self.batch_transform_hook(batch)
+        hours_B = self._lead_times(batch, lead_times)
         batch = batch.type(wide).crop(self.patch_size).to(weight.device)
         batch = self._pre_norm_hook(batch)
         static_vars = batch.static_vars
         batch = batch.normalise(self.surf_stats)
-        hours_B = self._lead_times(batch, lead_times)
         fed = self._pre_encoder_hook(self._positive(batch))
         self._check(fed)
         surf_vars, atmos_vars = self._predict(fed, hours_B)
@@ -156,6 +156,9 @@ class Aurora(nn.Module):
         weight = next(self.parameters())
         device, dtype = weight.device, weight.dtype
         levels, step = fed.metadata.atmos_levels, fed.metadata.rollout_step
+        # All of what is made on the CPU comes first: from here on a GPU does not wait.
+        encodings = self._encodings(fed.metadata, hours_B, device, dtype)
+        level_CE = self._cache.levels(levels, 2 * self.config.embed_dim, device, dtype)
         fed = fed.type(dtype)
         example = next(iter(fed.surf_vars.values()))
         static_vars = {
@@ -164,16 +167,13 @@ class Aurora(nn.Module):
         }
         rows, columns = fed.spatial_shape
         patch_res = self.config.latent_levels, rows // self.patch_size, columns // self.patch_size
-        width = self.config.embed_dim
-        encodings = self._encodings(fed.metadata, hours_B, device, dtype)
         with self._autocast("encoder", device):
             x_BND = self.encoder(fed.surf_vars, static_vars, fed.atmos_vars, levels, encodings)
         with self._autocast("backbone", device) as cast:
             x_BND = x_BND if cast else x_BND.to(dtype)
-            x_BNE = self.backbone(x_BND, hours_B, patch_res, step)
+            x_BNE = self.backbone(x_BND, encodings.lead_time_BD, patch_res, step)
         with self._autocast("decoder", device) as cast:
             x_BNE = x_BNE if cast else x_BNE.to(dtype)
-            level_CE = level_encoding(levels, 2 * width).to(device, dtype)
             names = tuple(fed.surf_vars), tuple(fed.atmos_vars)
             surf_vars, atmos_vars = self.decoder(x_BNE, *names, levels, level_CE, patch_res)
         return surf_vars, atmos_vars
@@ -181,16 +181,19 @@ class Aurora(nn.Module):
     def _encodings(
         self, where: Metadata, hours_B: Tensor, device: torch.device, dtype: torch.dtype
     ) -> Encodings:
-        """Encode place, levels, times and lead times, once per call; places are kept."""
+        """Encode place, levels, lead times and times; all but the times are kept from call to call."""
         width, config = self.config.embed_dim, self.config
-        position_LD, scale_LD = self._grids(where, self.patch_size, width, device, dtype)
-        small = (
-            level_encoding(where.atmos_levels, width),
-            lead_time_encoding(hours_B, width, config.use_updated_lead_time_embedding),
+        updated = config.use_updated_lead_time_embedding
+        dated = (
             absolute_time_encoding(where.time, width),
             calendar(where.time) if config.dynamic_vars else torch.empty(0, device="cpu"),
         )
-        return Encodings(position_LD, scale_LD, *(x.to(device, dtype) for x in small))
+        return Encodings(
+            *self._cache.grid(where, self.patch_size, width, device, dtype),
+            self._cache.levels(where.atmos_levels, width, device, dtype),
+            self._cache.lead_times(hours_B, width, updated, device, dtype),
+            *(_sent(x.to(dtype), device) for x in dated),
+        )
 
     def _autocast(self, part: Part, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         """Autocast where the configuration wants it, else a context that yields None."""
@@ -229,8 +232,8 @@ class Aurora(nn.Module):
             raise ValueError(
                 f"{history} times in the batch; the model takes {config.max_history_size} at most"
             )
-        trained = {level_key(level) for level in config.level_condition}
-        strange = [level for level in fed.metadata.atmos_levels if level_key(level) not in trained]
+        trained = {level_name(level) for level in config.level_condition}
+        strange = [level for level in fed.metadata.atmos_levels if level_name(level) not in trained]
         if trained and strange:
             raise ValueError(f"no weights for levels {strange} hPa; the model knows {config.level_condition}")
 
@@ -308,7 +311,7 @@ class Aurora(nn.Module):
         """
         weights.load(self, path, strict=strict)
 
-    def configure_activation_checkpointing(self, policy: str = "layers") -> None:
+    def configure_activation_checkpointing(self, policy: str = "blocks") -> None:
         """Trade time for memory in training; see `aeris.aurora.checkpointing`."""
         checkpointing.apply(self, policy)
 
@@ -319,6 +322,13 @@ class Aurora(nn.Module):
     def parts(self) -> list[nn.Module]:
         """Return encoder, U-Net layers and decoder in the order of the forward pass: units to shard."""
         return [self.encoder, *self.backbone.layers(), self.decoder]
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """Send a tensor of the CPU to a device; to one of CUDA without waiting for what is queued there."""
+    if device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 class AuroraPretrained(Aurora):

@@ -31,7 +31,7 @@ _tensors: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
 
 
 def level_name(level: float) -> str:
-    """Write a level in hPa as names contain it: 850 and 850.0 are "850", 0.5 is "0_5"."""
+    """Write a level in hPa as names, also of weights, contain it: 850 and 850.0 are "850", 0.5 is "0_5"."""
     rounded = round(float(level), 3)
     return str(int(rounded) if rounded % 1 == 0 else rounded).replace(".", "_")
 
@@ -118,13 +118,18 @@ def unnormalise_atmos(name: str, x_BTCHW: Tensor, levels: Iterable[float]) -> Te
 def _atmos_stats(name: str, x: Tensor, levels: Iterable[float]) -> tuple[Tensor, Tensor]:
     levels = tuple(levels)
     return (
-        _column(tuple(location(name, level) for level in levels), x),
-        _column(tuple(scale(name, level) for level in levels), x),
+        column(tuple(location(name, level) for level in levels), x),
+        column(tuple(scale(name, level) for level in levels), x),
     )
 
 
-def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """Return values as a tensor [C, 1, 1] of the type and place of `like`."""
+def column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return one value per level as a tensor [C, 1, 1] of the type and place of `like`; made once.
+
+    Args:
+        values: C numbers.
+        like: a tensor; those of a tracer get a tensor of their own.
+    """
 
     def make() -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]

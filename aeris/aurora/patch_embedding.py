@@ -13,11 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-
-def level_key(level_hpa: float) -> str:
-    """Name a level as the published weights do: 850.0 is "850", 0.5 is "0_5"."""
-    level = round(float(level_hpa), 3)
-    return (str(int(level)) if level % 1 == 0 else str(level)).replace(".", "_")
+from aeris.aurora.normalisation import level_name
 
 
 def patches(fields: Iterable[Tensor], patch: int) -> Tensor:
@@ -71,12 +67,12 @@ class LevelPatchEmbedding(nn.Module):
         super().__init__()
         names = tuple(names)
         self.layers = nn.ModuleDict(
-            {key: PatchEmbedding(names, patch, width, history) for key in sorted(map(level_key, levels))}
+            {key: PatchEmbedding(names, patch, width, history) for key in sorted(map(level_name, levels))}
         )
 
     def kernel(self, names: Sequence[str], history: int, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Stack the kernels of some levels: weight (C, D, F) and bias (C, D)."""
-        kernels = [self.layers[level_key(level)].kernel(names, history) for level in levels]  # type: ignore[operator]
+        kernels = [self.layers[level_name(level)].kernel(names, history) for level in levels]  # type: ignore[operator]
         weights, biases = zip(*kernels)
         return torch.stack(weights), torch.stack(biases)
 

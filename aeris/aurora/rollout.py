@@ -9,7 +9,7 @@ import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +133,7 @@ def rollout(
         model,
         batch,
         steps,
-        fine_lead_times
-        if fine_lead_times is not None
-        else ((step_h,) if model.variable_lead_time else (None,)),
+        (None,) if fine_lead_times is None else fine_lead_times,
         len(fine_lead_times) if fine_lead_times is not None and use_noise_accumulation else 0,
         apply_rollout_input_clipping,
     )
@@ -166,7 +164,7 @@ def _rollout(
     try:
         for step in range(steps):
             for lead_time_h in lead_times_h:
-                prediction = model(batch, **_lead_times(batch, lead_time_h))
+                prediction = model(batch, **lead_times(model, len(batch.metadata.time), lead_time_h))
                 yield prediction
             if step + 1 < steps:
                 if clip:
@@ -177,8 +175,13 @@ def _rollout(
             model.set_noise_accumulation(0)
 
 
-def _lead_times(batch: Batch, lead_time_h: float | None) -> dict[str, Any]:
-    """Return the lead time of every sample as an argument [B]; none for a model that takes none."""
-    if lead_time_h is None:
+def lead_times(model: Model, samples: int, hours: float | None = None) -> dict[str, Tensor]:
+    """Return the lead time of every sample as an argument [B]; none for a model that takes none.
+
+    Args:
+        hours: how far ahead; None: the model's time step.
+    """
+    if not model.variable_lead_time:
         return {}
-    return {"lead_times": torch.full((len(batch.metadata.time),), lead_time_h, dtype=torch.float64)}
+    hours = model.timestep / timedelta(hours=1) if hours is None else hours
+    return {"lead_times": torch.full((samples,), hours, dtype=torch.float64)}

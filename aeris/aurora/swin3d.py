@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from aeris.aurora import checkpointing, lora
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.context import NoiseMemory, embedding_mlp
-from aeris.aurora.embeddings import lead_time_encoding
 from aeris.aurora.reorder import coarser, merge, reorder, split
 from aeris.aurora.swin_block import Block
 from aeris.aurora.windows import Res, WindowPlan, natural, plan_of_block
@@ -173,12 +172,12 @@ class Swin3DBackbone(nn.Module):
         if self.noise is not None:
             self.noise.set_length(n)
 
-    def forward(self, x_BND: Tensor, lead_times_B: Tensor, patch_res: Res, rollout_step: int = 0) -> Tensor:
+    def forward(self, x_BND: Tensor, lead_time_BE: Tensor, patch_res: Res, rollout_step: int = 0) -> Tensor:
         """Run the U-Net.
 
         Args:
             x_BND: Tokens in natural order (latents, rows, columns).
-            lead_times_B: Lead times in hours.
+            lead_time_BE: Encoding of the lead times, of width `embed_dim`; see `aeris.aurora.embeddings`.
             patch_res: Latents, rows and columns.
             rollout_step: Which roll-out step this is, from 0; chooses the LoRA adapter.
 
@@ -190,7 +189,7 @@ class Swin3DBackbone(nn.Module):
         """
         grids = self._grids(x_BND, patch_res)
         adapter = lora.adapter_of(self.config, rollout_step)
-        contexts = self._contexts(x_BND, lead_times_B, grids)
+        contexts = self._contexts(x_BND, lead_time_BE, grids)
         x = reorder(x_BND, natural(patch_res), self._first(grids[0]))
         skips: list[Tensor | None] = []
         for i, layer in enumerate(self.encoder_layers):
@@ -247,11 +246,10 @@ class Swin3DBackbone(nn.Module):
             )
         return grids
 
-    def _contexts(self, x_BND: Tensor, lead_times_B: Tensor, grids: list[Res]) -> list[Tensor]:
+    def _contexts(self, x_BND: Tensor, lead_time_BE: Tensor, grids: list[Res]) -> list[Tensor]:
         """SiLU of the context on each grid: [B, E], or with noise [B, N, E] in natural order."""
         width = self.config.embed_dim
-        encoding = lead_time_encoding(lead_times_B, width, self.config.use_updated_lead_time_embedding)
-        context: Tensor = self.time_mlp(encoding.to(x_BND.device, x_BND.dtype))
+        context: Tensor = self.time_mlp(lead_time_BE.to(x_BND.dtype))
         if self.noise is None:
             return [nn.functional.silu(context)] * len(grids)
         noise = self.noise.draw((*x_BND.shape[:-1], width), x_BND.device, x_BND.dtype)

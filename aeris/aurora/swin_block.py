@@ -99,22 +99,37 @@ class Block(nn.Module):
             groups: The blocks of tokens that attend to each other.
             adapter: Number of the LoRA adapter in use; None: none.
         """
+        # Drawn outside of what is computed again: drawn inside, torch.compile fails (torch 2.13).
+        keep1_B, keep2_B = self._keep(x_BND), self._keep(x_BND)
         if self.tail:
-            return checkpointing.run(self, self._whole, x_BND, active, groups, adapter)
-        x_BND, y_BND = checkpointing.run(self, self._branches, x_BND, active, groups, adapter)
-        x: Tensor = self.norm2(x_BND, y_BND, active, self._keep(x_BND))
+            return checkpointing.run(self, self._whole, x_BND, active, groups, adapter, keep1_B, keep2_B)
+        x_BND, y_BND = checkpointing.run(self, self._branches, x_BND, active, groups, adapter, keep1_B)
+        x: Tensor = self.norm2(x_BND, y_BND, active, keep2_B)
         return x
 
-    def _whole(self, x_BND: Tensor, active: Tensor, groups: tuple[Group, ...], adapter: int | None) -> Tensor:
-        x_BND, y_BND = self._branches(x_BND, active, groups, adapter)
-        x: Tensor = self.norm2(x_BND, y_BND, active, self._keep(x_BND))
+    def _whole(
+        self,
+        x_BND: Tensor,
+        active: Tensor,
+        groups: tuple[Group, ...],
+        adapter: int | None,
+        keep1_B: Tensor | None,
+        keep2_B: Tensor | None,
+    ) -> Tensor:
+        x_BND, y_BND = self._branches(x_BND, active, groups, adapter, keep1_B)
+        x: Tensor = self.norm2(x_BND, y_BND, active, keep2_B)
         return x
 
     def _branches(
-        self, x_BND: Tensor, active: Tensor, groups: tuple[Group, ...], adapter: int | None
+        self,
+        x_BND: Tensor,
+        active: Tensor,
+        groups: tuple[Group, ...],
+        adapter: int | None,
+        keep_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The tokens after attention, and the MLP's output for them."""
-        x_BND = self.norm1(x_BND, self.attn(x_BND, groups, adapter), active, self._keep(x_BND))
+        x_BND = self.norm1(x_BND, self.attn(x_BND, groups, adapter), active, keep_B)
         return x_BND, self.mlp(x_BND, self.checkpointing)
 
     def _keep(self, x_BND: Tensor) -> Tensor | None:

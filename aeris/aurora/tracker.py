@@ -39,7 +39,7 @@ class NoEyeError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Fields:
+class _Scene:
     """One time of one sample, [H, W] each, on the CPU."""
 
     msl: Tensor
@@ -119,7 +119,7 @@ class Tracker:
         self.tracked_winds.append(float(fields.wind[rows][:, cols].max()) if near else math.nan)
 
 
-def _fields(batch: Batch) -> _Fields:
+def _fields(batch: Batch) -> _Scene:
     """Take what tracking needs from a batch of one sample."""
     where = batch.metadata
     if len(where.time) != 1:
@@ -138,7 +138,7 @@ def _fields(batch: Batch) -> _Fields:
         )
     msl, u10, v10 = (batch.surf_vars[name][0, -1].detach().cpu() for name in ("msl", "10u", "10v"))
     lsm = batch.static_vars["lsm"].detach().cpu()
-    return _Fields(
+    return _Scene(
         msl=msl,
         z700=batch.atmos_vars["z"][0, -1, where.atmos_levels.index(700)].detach().cpu(),
         wind=(u10 * u10 + v10 * v10).sqrt(),
@@ -171,7 +171,7 @@ def _next_on_line(values: list[float]) -> float:
     return mean + slope / (n * (n * n - 1) / 12) * (n - middle)
 
 
-def _by_pressure(fields: _Fields, lat: float, lon: float) -> tuple[float, float] | None:
+def _by_pressure(fields: _Scene, lat: float, lon: float) -> tuple[float, float] | None:
     """Look for the minimum of mean sea level pressure in ever smaller boxes, where these are free of land."""
     for half_deg in BOXES_DEG:
         rows, cols = _box(fields, lat, lon, half_deg)
@@ -183,7 +183,7 @@ def _by_pressure(fields: _Fields, lat: float, lon: float) -> tuple[float, float]
     return None
 
 
-def _box(fields: _Fields, lat: float, lon: float, half_deg: float) -> tuple[Tensor, Tensor]:
+def _box(fields: _Scene, lat: float, lon: float, half_deg: float) -> tuple[Tensor, Tensor]:
     """Return the rows and columns within `half_deg` of a position; columns run east, across 0 degrees too."""
     reach = half_deg + TOLERANCE_DEG
     rows = torch.nonzero((fields.lat - lat).abs() <= reach)[:, 0]
@@ -193,7 +193,7 @@ def _box(fields: _Fields, lat: float, lon: float, half_deg: float) -> tuple[Tens
 
 
 def _closest_minimum(
-    x_HW: Tensor, fields: _Fields, lat: float, lon: float, half_deg: float
+    x_HW: Tensor, fields: _Scene, lat: float, lon: float, half_deg: float
 ) -> tuple[float, float] | None:
     """Return the position of the local minimum nearest to a position, within a box; None without one."""
     rows, cols = _box(fields, lat, lon, half_deg)

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,23 +24,29 @@ import tyro
 from aeris.aurora.batch import Batch
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.training import predictors
-from aeris.aurora.training.comparison import Predictor, steps_of
 from aeris.aurora.training.comparison_report import write_whole
-from aeris.aurora.training.errors import Fields, fields_of
+from aeris.aurora.training.conditions import Predictor, read_time, require_same_input, steps_of
+from aeris.aurora.training.errors import ChannelFields, fields_of
 from aeris.aurora.training.made_up import made_up_batch
 from aeris.aurora.training.maps import plot_maps
+from aeris.aurora.training.pointwise import Check, as_csv, check, difference_table
 from aeris.aurora.training.sequences import first_batch, read_batch
 from aeris.aurora.training.sources import open_weather
-from aeris.aurora.training.validation import Check, as_csv, check, difference_table
 from aeris.log import console, run_program, speaker
 from aeris.scores.display import lead_text, time_text
 from aeris.scores.plots.figure import require_matplotlib
 from launch.rank import discover
 from swipe.backend import choose_device
 
+MEANING = (
+    "relative: mean difference / mean size of B; / scale: largest / what the model divides by, or the "
+    "standard deviation of B if it has no such number; missing: points that only A or only B has"
+)
+"""What the columns of the table are."""
+
 
 @dataclass(frozen=True)
-class ValidateConfig:
+class CheckConfig:
     """What to check against what."""
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -67,7 +74,8 @@ class ValidateConfig:
     weights: Literal["cos", "cell", "wb2"] = "cos"
     """Area weights of the RMSE."""
     tolerance: float = 0.0
-    """Exit with status 1 if a difference over the model's scale is larger than this; 0 only reports."""
+    """Exit with status 1 if a difference over the model's scale is larger than this, or one of the two lacks
+    points that the other has; 0 only reports."""
     channels: tuple[str, ...] = ()
     """Channels of the maps, such as 2t z500; none means the usual ones."""
     device: str = "auto"
@@ -79,25 +87,27 @@ class ValidateConfig:
 class Job:
     """A check whose files are open; what a user can get wrong is found when it is made."""
 
-    def __init__(self, config: ValidateConfig) -> None:
+    def __init__(self, config: CheckConfig) -> None:
         if config.plots:
             require_matplotlib()
-        predictors.check([config.a, config.b])
+        words = (config.a, config.b)
+        predictors.check(words)
         self.config = config
         self.leads = sorted(set(config.lead_h))
-        device = str(choose_device(config.device))
-        self.a, self.b = (self._open(word, device) for word in (config.a, config.b))
-        self.settings = self.a.config or self.b.config
-        for one in (self.a, self.b):
-            if one.config is not None:
-                steps_of(self.leads, one.timestep_h)
-        try:
-            self.start = np.datetime64(config.time, "s")
-        except ValueError:
-            raise ValueError(f"--time {config.time} is no time; write it as 2022-01-01T06") from None
-        self.truth: dict[int, Fields] = {}
+        self.start = read_time("--time", config.time)
+        found = {predictors.label_of(word)[0]: predictors.settings_of(word, config.model) for word in words}
+        require_same_input(found)
+        models = [one for one in found.values() if one is not None]
+        self.settings = models[0] if models else None
+        if models:
+            steps_of(self.leads, models[0].timestep_h)
+        if len(models) == 1 and not config.data:
+            raise ValueError("a file of predictions against a model needs the data they start from: --data")
+        self.truth: dict[int, ChannelFields] = {}
         self.land: Any = None
         self.input = self._input()
+        device = str(choose_device(config.device))
+        self.a, self.b = (self._open(word, device) for word in words)
 
     def _open(self, word: str, device: str) -> Predictor:
         return predictors.open_predictor(word, self.config.model, device, self.config.precision)
@@ -106,11 +116,7 @@ class Job:
         """Read the input, and the truth where it is known; or make an input up."""
         settings = self.settings or AuroraConfig()
         if not self.config.data:
-            if None in (self.a.config, self.b.config) and self.settings is not None:
-                raise ValueError(
-                    "a file of predictions against a model needs the data they start from: --data"
-                )
-            return made_up_batch(settings, *self.config.grid, self.start.item(), self.config.seed)
+            return made_up_batch(settings, *self.config.grid, self.start.astype(datetime), self.config.seed)
         weather = open_weather(self.config.data, settings, self.config.static or None)
         for hours in self.leads:
             index = weather.index(self.start + np.timedelta64(hours, "h"))
@@ -142,12 +148,14 @@ class Job:
         return path
 
 
-def run(config: ValidateConfig) -> list[Check]:
+def run(config: CheckConfig) -> list[Check]:
     """Run the program: check, forecast, compare, write, draw, print."""
     job = Job(config)
     checks = job.run()
     for found in checks:
         console.print(difference_table(found))
+        if lost := found.not_compared():
+            console.print(f"[bold red]{lost}[/]", highlight=False, soft_wrap=True)
     paths = [write_whole(Path(config.out) / "differences.csv", as_csv(checks).encode())]
     if config.plots:
         paths += [job.draw(found) for found in checks]
@@ -156,8 +164,7 @@ def run(config: ValidateConfig) -> list[Check]:
     words += f"; precision {config.precision}"
     words += "" if config.data else "; the input is made up"
     console.print(words, style="dim", highlight=False, markup=False)
-    meaning = "relative: mean difference / mean size of B; / scale: largest / what the model divides by"
-    console.print(meaning, style="dim", highlight=False, markup=False)
+    console.print(MEANING, style="dim", highlight=False, markup=False)
     console.print(f"largest difference: {worst:.2e} of the model's scale", highlight=False)
     for path in paths:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
@@ -170,7 +177,7 @@ def main() -> None:
     speaker.take_turn(ranks.rank)
     if ranks.world > 1:
         raise ValueError(f"a check works in one process, not on {ranks.world} ranks: start it by itself")
-    config = tyro.cli(ValidateConfig, description=__doc__, prog="python -m aeris.aurora.validate")
+    config = tyro.cli(CheckConfig, description=__doc__, prog="python -m aeris.aurora.validate")
     worst = max(found.worst for found in run(config))
     if config.tolerance and not worst <= config.tolerance:
         console.print(f"[bold red]above the tolerance {config.tolerance:g}[/]")

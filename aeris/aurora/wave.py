@@ -130,6 +130,7 @@ class AuroraWave(Aurora):
         stabilise_level_agg=True,
     )
     published = Published("aurora-0.25-wave.ckpt", "74598e8c65d53a96077c08bb91acdfa5525340c9")
+    reads_missing = (*WAVE_VARS, "dwi")
 
     def __init__(
         self, config: AuroraConfig | None = None, *, keep_mpts: bool = False, **changes: Any

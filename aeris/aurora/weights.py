@@ -109,14 +109,15 @@ def read_checkpoint(path: str | Path) -> State:
         # Files of torch before 1.6 are no archives and cannot be mapped into memory.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(b"PK"))
     except pickle.UnpicklingError as error:
-        if _is_unsafe(str(error)):
+        # Of torch's words only a name is passed on: they say how to read such files nevertheless.
+        if asks := _asks_for(str(error)):
             raise CheckpointError(
-                f"{path} contains more than tensors and could run code, so it was not read: save it as "
-                f"torch.save(model.state_dict(), path) ({_first_line(error)})"
+                f"{path} seems to be a pickle of objects: reading it would call {asks}, so it could run code "
+                f"and was not read; save it as torch.save(model.state_dict(), path)"
             ) from None
-        raise CheckpointError(_damaged(path, error)) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(_damaged(path, error)) from None
+        raise CheckpointError(_damaged(path, head)) from None
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{_damaged(path, head)} ({_first_line(error)})") from None
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path} holds a {type(state).__name__}, no dict of tensors")
     strange = [
@@ -130,13 +131,32 @@ def read_checkpoint(path: str | Path) -> State:
     return state
 
 
-def _is_unsafe(message: str) -> bool:
-    return "Unsupported global" in message or "Unsupported class" in message or "GLOBAL" in message
+def _asks_for(message: str) -> str:
+    """Return what a pickle that torch refused wants to call; "" if it was refused for another reason."""
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    if named:
+        return named.group(1)
+    return "a function" if "Unsupported global" in message or "Unsupported class" in message else ""
 
 
-def _damaged(path: Path, error: Exception) -> str:
+# What a file begins with -> what it seems to be.
+BEGINNINGS: dict[bytes, str] = {
+    b"PK": "an archive of torch.save",
+    b"\x80": "a pickle",
+    b"\x89HDF": "HDF5 or NetCDF-4",
+    b"CDF": "NetCDF",
+    b"<": "a web page",
+    b"\x1f\x8b": "packed by gzip",
+}
+
+
+def _damaged(path: Path, head: bytes) -> str:
+    seems = next((kind for begin, kind in BEGINNINGS.items() if head.lstrip().startswith(begin)), "")
+    if head[8:10] == b'{"':
+        seems = "safetensors"
+    seems = f"seems to be {seems}" if seems else "is of an unknown kind" if head else "is empty"
     size = path.stat().st_size
-    return f"{path} ({size:,} bytes) is no checkpoint, or cut off: copy it again ({_first_line(error)})"
+    return f"{path} ({size:,} bytes) is no checkpoint, or cut off: it {seems}; copy it again"
 
 
 def _first_line(error: Exception) -> str:

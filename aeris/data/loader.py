@@ -80,7 +80,7 @@ class SampleDataset(Dataset[Sample]):
     def pair(self, image: int) -> tuple[int, int]:
         """Return the numbers of the two times of an image."""
         epoch, place = divmod(image, len(self))
-        before, after = self._pairs[_permutation(self.seed, epoch, len(self))[place]]
+        before, after = self._pairs[permutation(self.seed, epoch, len(self))[place]]
         return int(before), int(after)
 
     def __getitem__(self, image: int) -> Sample:
@@ -104,8 +104,8 @@ class SampleDataset(Dataset[Sample]):
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """Permute an epoch by sorting raw Philox output, which unlike `permutation` never changes with numpy."""
+def permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """Permute an epoch by sorting raw Philox output, which unlike numpy's `permutation` never changes."""
     raw = np.random.Philox(key=(seed % 2**64) + (epoch << 64)).random_raw(length)
     return np.argsort(raw, kind="stable")
 
@@ -122,20 +122,42 @@ def make_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Sample]:
-    """Read `images` in order, `microbatch` at a time.
+    """Read `images` in order, `microbatch` at a time; each worker opens the store for itself."""
+    return read_ahead(dataset, images, microbatch, workers, pin_memory, prefetch=4)
 
-    Workers are started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
-    Each opens the store for itself.
+
+def read_ahead(
+    dataset: Any,
+    order: Iterable[Any],
+    batch_size: int | None,
+    workers: int,
+    pin_memory: bool,
+    prefetch: int = 2,
+) -> DataLoader[Any]:
+    """Read the entries of a data set that `order` names, in processes of their own if there are any.
+
+    They are started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
+
+    Args:
+        batch_size: entries that are stacked; None hands on one after the other as it is.
+        workers: processes that read; 0 reads when asked.
+        pin_memory: hand on tensors in memory that a GPU reads from without waiting.
+        prefetch: batches each worker has ready.
     """
     parallel: dict[str, Any] = {}
     if workers:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is imported once, not in every worker
-        parallel = {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
+        # torch is imported once, not in every worker
+        context.set_forkserver_preload([type(dataset).__module__])
+        parallel = {
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+            "prefetch_factor": prefetch,
+        }
     return DataLoader(
         dataset,
-        batch_size=microbatch,
-        sampler=images,
+        batch_size=batch_size,
+        sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
         **parallel,

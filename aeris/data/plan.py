@@ -167,7 +167,7 @@ def choose_times(
     """
     if not times.size:
         raise ValueError("the sources have no times, only static fields")
-    start, end = _dates(period, times)
+    start, end = read_period(period, times)
     keep = (times >= start) & (times <= end)
     if step_h:
         keep &= times.astype(np.int64) % (step_h * HOUR_S) == 0
@@ -176,14 +176,23 @@ def choose_times(
     return np.asarray(times[keep])
 
 
-def _dates(period: tuple[str, str], times: NDArray[np.datetime64]) -> tuple[np.datetime64, np.datetime64]:
-    """Read a pair of dates; the end of `2018` is its last second, an empty one is the end of `times`."""
+def read_period(
+    period: tuple[str | np.datetime64, str | np.datetime64], times: NDArray[np.datetime64]
+) -> tuple[np.datetime64, np.datetime64]:
+    """Read a pair of dates; the end of `2018` is its last second, an empty one is the end of `times`.
+
+    Raises:
+        ValueError: they are no dates, or the first comes after the second.
+    """
     try:
-        start, end = (np.datetime64(text) if text else None for text in period)
+        start, end = (np.datetime64(one) if isinstance(one, np.datetime64) or one else None for one in period)
     except ValueError:
         raise ValueError(f"{period[0]} {period[1]} are not two dates such as 2018 or 2018-12-31T18") from None
     first = times[0] if start is None else start.astype("datetime64[s]")
-    last = times[-1] if end is None else (end + 1).astype("datetime64[s]") - 1
+    last = times[-1] if end is None else end
+    if np.datetime_data(last)[0] in ("Y", "M", "W", "D", "h", "m"):
+        last = (last + 1).astype("datetime64[s]") - 1
+    last = last.astype("datetime64[s]")
     if first > last:
         raise ValueError(f"the period {period[0]} to {period[1]} ends before it begins")
     return first, last
@@ -192,7 +201,7 @@ def _dates(period: tuple[str, str], times: NDArray[np.datetime64]) -> tuple[np.d
 def _train_period(times: NDArray[np.datetime64], options: Options) -> tuple[np.datetime64, np.datetime64]:
     """Settle which times the statistics come from."""
     if any(options.train_period):
-        start, end = _dates(options.train_period, times)
+        start, end = read_period(options.train_period, times)
     else:
         start, end = times[0], times[max(1, int(TRAIN_SHARE * len(times))) - 1]
     inside = times[(times >= start) & (times <= end)]

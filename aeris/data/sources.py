@@ -86,11 +86,12 @@ class Source:
         return np.ascontiguousarray(x, dtype=np.float32)
 
 
-def open_source(path: str | Path, member: int | None = None) -> Source:
+def open_source(path: str | Path, member: int | None = None, as_is: Sequence[str] = ()) -> Source:
     """Open NetCDF-4, NetCDF-3 or Zarr (a directory, or an address such as gs://...) and work out its layout.
 
     Args:
         member: which ensemble member to read; None where there is only one.
+        as_is: variables without a name of ours that are read too, under their own and in their own units.
 
     Raises:
         ValueError: the file is not understood; names what, and what would be.
@@ -98,7 +99,7 @@ def open_source(path: str | Path, member: int | None = None) -> Source:
     raw = _open(str(path))
     try:
         axes = find_axes(raw, member)
-        variables, mapping = _find_variables(raw, axes.dims)
+        variables, mapping = _find_variables(raw, axes.dims, as_is)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Source(str(path), raw, axes, variables, axes.mapping(raw) + mapping)
@@ -146,7 +147,9 @@ def _consolidated(path: Path) -> bool:
     return (path / ".zmetadata").exists()
 
 
-def _find_variables(raw: Any, dims: dict[str, str]) -> tuple[dict[str, Variable], list[tuple[str, str, str]]]:
+def _find_variables(
+    raw: Any, dims: dict[str, str], as_is: Sequence[str]
+) -> tuple[dict[str, Variable], list[tuple[str, str, str]]]:
     """Match the variables of a dataset with ours; the others are listed as left out."""
     found: dict[str, Variable] = {}
     mapping, left_out = [], []
@@ -157,8 +160,12 @@ def _find_variables(raw: Any, dims: dict[str, str]) -> tuple[dict[str, Variable]
         if name == "geopotential" and LEVEL not in own:
             name = "geopotential_at_surface"
         strange = [dim for dim in array.dims if dim not in own.values() and array.sizes[dim] > 1]
-        on_grid = LATITUDE in own and LONGITUDE in own
-        if name not in _UNITS or strange or not on_grid or (name in _LEVELLED_NAMES) != (LEVEL in own):
+        fits = LATITUDE in own and LONGITUDE in own and not strange
+        if fits and name in as_is and name not in _UNITS:
+            found[name] = Variable(str(key), own, 1.0, 0.0)
+            mapping.append(("variable", f"{key} ({', '.join(map(str, array.dims))})", "taken as it is"))
+            continue
+        if name not in _UNITS or not fits or (name in _LEVELLED_NAMES) != (LEVEL in own):
             left_out.append(str(key))
             continue
         if name in found:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,3 +174,94 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     prediction(6).to_netcdf(tmp_path / "batch.nc")
     with pytest.raises(ValueError, match="lacks prediction_timedelta"):
         open_cf(tmp_path / "batch.nc")
+
+
+def with_data(path: Path) -> list[str]:
+    """Make a Zarr of weather, or a directory of notes; return what is in it."""
+    if path.suffix == ".zarr":
+        names = ("time", "latitude", "longitude", "2m_temperature")
+        xarray.Dataset({name: ("point", np.arange(3.0)) for name in names}).to_zarr(path, zarr_format=2)
+    else:
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+    return sorted(str(found) for found in path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("there", "name", "says"),
+    [
+        ("era5.zarr", "era5.zarr", "era5.zarr is no forecast of aeris.aurora: it lacks prediction_timedelta"),
+        ("x.nc", "x.nc", "x.nc is a directory"),
+        ("x.nc.partial", "x.nc", "x.nc.partial is no unfinished forecast"),
+        ("x.zarr.partial", "x.zarr", "x.zarr.partial is no unfinished forecast"),
+    ],
+)
+def test_what_is_no_forecast_is_not_deleted(tmp_path: Path, there: str, name: str, says: str) -> None:
+    """Nor is any step computed first."""
+    before, path = with_data(tmp_path / there), tmp_path / name
+
+    def states() -> Iterator[Batch]:
+        raise AssertionError("computed")
+        yield
+
+    with pytest.raises(ValueError, match=says):
+        to_cf(states(), path, START)
+    assert sorted(str(found) for found in (tmp_path / there).rglob("*")) == before
+
+
+def test_other_names_in_the_way_are_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "x.zarr").write_text("a file")
+    (tmp_path / "empty.zarr").mkdir()
+    for name, says in (("x.zarr", "no directory of Zarr"), ("empty.zarr", "neither NetCDF nor Zarr")):
+        with pytest.raises(ValueError, match=says):
+            to_cf([prediction(6)], tmp_path / name, START)
+    assert (tmp_path / "x.zarr").read_text() == "a file" and (tmp_path / "empty.zarr").is_dir()
+
+
+def test_what_came_there_in_the_meantime_is_not_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+
+    def states() -> Iterator[Batch]:
+        yield prediction(6)
+        with_data(path)
+
+    with pytest.raises(ValueError, match="no forecast of aeris.aurora"):
+        to_cf(states(), path, START)
+    assert (path / "2m_temperature").is_dir()
+    assert open_cf(tmp_path / "x.zarr.partial").leads == (timedelta(hours=6),)
+
+
+@NAMES
+def test_what_a_cut_off_run_left_is_replaced(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = []
+    monkeypatch.setattr("aeris.aurora.batch_files._remove", removed.append)
+    with pytest.raises(ValueError, match="must rise"):
+        to_cf([prediction(6), prediction(6)], tmp_path / name, START)
+    monkeypatch.undo()
+    assert len(removed) == 2 and (tmp_path / f"{name}.partial").exists()
+    to_cf([prediction(6)], tmp_path / name, START)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_netcdf_file_is_replaced_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At no time is there none."""
+    path = tmp_path / "x.nc"
+    to_cf([prediction(6)], path, START)
+    replace_file = Path.replace
+
+    def look(self: Path, target: Path) -> Path:
+        assert target.exists()
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    assert to_cf([prediction(6), prediction(12)], path, START) == 2
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 may crash when its last write fails, so room is looked for before each field."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(OSError, match="No space left"):
+        to_cf([prediction(6)], tmp_path / "forecast.nc", START)
+    assert not list(tmp_path.iterdir())

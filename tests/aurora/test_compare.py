@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import subprocess
 import sys
 from datetime import datetime
 
@@ -14,8 +13,9 @@ import torch
 from aeris.aurora import compare as program
 from aeris.aurora import finetune
 from aeris.aurora.batch import Batch, Metadata
+from aeris.aurora.config import AuroraConfig
 from aeris.aurora.training import errors, predictors
-from aeris.aurora.training.comparison import compare, steps_of
+from aeris.aurora.training.comparison import compare
 from aeris.aurora.training.comparison_report import (
     as_csv,
     as_json,
@@ -23,6 +23,7 @@ from aeris.aurora.training.comparison_report import (
     headline_table,
     print_tables,
 )
+from aeris.aurora.training.conditions import read_time, require_same_input, steps_of
 from aeris.aurora.training.predictors import Persistence
 from aeris.aurora.variants import VARIANTS
 from aeris.log import console
@@ -113,6 +114,9 @@ def test_area_weights_of_points_are_those_of_rows():
     np.testing.assert_allclose(errors.area_weights(points)[:, :1], errors.area_weights(latitude))
     with pytest.raises(ValueError, match="choose cos"):
         errors.area_weights(points, "cell")
+    for one in (latitude, points):
+        found = errors.area_weights(torch.from_numpy(one))
+        assert torch.equal(found, torch.from_numpy(errors.area_weights(one)))
 
 
 def test_fields_of_a_batch():
@@ -189,6 +193,43 @@ def test_what_a_comparison_refuses():
         steps_of([6, 7], 6.0)
 
 
+def test_models_that_start_from_different_things_are_not_compared():
+    def refusal(**changes):
+        with pytest.raises(ValueError, match="a and b do not start from the same input") as found:
+            require_same_input({"a": AuroraConfig(), "file": None, "b": AuroraConfig().changed(**changes)})
+        return str(found.value)
+
+    require_same_input({"a": AuroraConfig(), "b": AuroraConfig(surf_vars=("msl", "2t", "10u", "10v"))})
+    assert "a history of 2 (a) and 3 (b)" in refusal(max_history_size=3)
+    assert "a step in hours of 6 (a) and 12 (b)" in refusal(timestep_h=12.0)
+    assert "the surface variables 10v msl (only a), tcc (only b)" in refusal(surf_vars=("2t", "10u", "tcc"))
+    assert "the static variables slt (only a)" in refusal(static_vars=("lsm", "z"))
+    assert "the variables on levels w (only b)" in refusal(atmos_vars=("z", "u", "v", "t", "q", "w"))
+    assert "levels (hPa) of its own, 500 (only b)" in refusal(level_condition=(500,))
+    one, other = Fake("a", 1.0), Fake("b", 1.0)
+    one.config, other.config = AuroraConfig(), AuroraConfig(static_vars=("lsm",))
+    with pytest.raises(ValueError, match=r"the static variables z slt \(only a\)"):
+        made(one, other)
+
+
+def test_times_of_a_command_line():
+    assert read_time("--time", "2022-01-01T06") == np.datetime64("2022-01-01T06")
+    for text in ("soon", "2022-13-01", "NaT"):
+        with pytest.raises(ValueError, match=f"--case-init {text} is no time; write it as 2022-01-01T06"):
+            read_time("--case-init", text)
+
+
+@pytest.mark.parametrize("level_hpa", [5.0, 10.0, 850.0, 0.5])
+@pytest.mark.parametrize("name", ["z", "t", "u", "so2", "co"])
+def test_names_of_channels_are_split_as_they_were_made(name, level_hpa):
+    assert errors.split_name(errors.channel(name, level_hpa).name) == (name, level_hpa)
+
+
+def test_surface_variables_may_end_in_a_number():
+    for name in ("2t", "10u", "msl", "pm10", "pm1", "pm2p5", "swh1", "mwd2", "swvl1", "tcno2", "tp_1h", "x7"):
+        assert errors.split_name(name) == (name, None)
+
+
 def test_reports_hold_the_numbers():
     result, _ = made()
     rows = list(csv.DictReader(as_csv(result).splitlines()))
@@ -248,14 +289,14 @@ def checkpoints(tmp_path_factory):
     return paths
 
 
-def test_the_program(checkpoints, tmp_path):
+def test_the_program(checkpoints, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     data = write(tmp_path / "weather.nc", count=8, missing=True)
     words = [f"original={checkpoints[0]}", f"tuned={checkpoints[1]}", "--data", str(data), "--starts", "2"]
-    run = [sys.executable, "-m", "aeris.aurora.compare", *words, "--out", str(tmp_path / "out")]
-    done = subprocess.run([*run, "--leads", "12"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "RMSE / RMSE of original" in done.stdout
+    words += ["--out", str(tmp_path / "out"), "--leads", "12", "--case-channels", "2t", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["compare", *words])
+    program.main()
+    assert "RMSE / RMSE of original" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").read_text().splitlines()))
     assert {r["configuration"] for r in rows} == {"original", "tuned", "persistence"}
     assert {r["level_hpa"] for r in rows} == {"", *map(str, LEVELS)}
@@ -284,12 +325,25 @@ def test_a_model_scores_what_it_scores_by_hand(checkpoints, tmp_path):
     np.testing.assert_allclose(result.mse_NIJC[0, 1, 0, 0], expected.item(), rtol=1e-5)
 
 
+def test_a_start_of_the_maps_that_is_none_is_refused(checkpoints, tmp_path):
+    data = write(tmp_path / "weather.nc", count=5)
+    config = program.CompareConfig(f"a={checkpoints[0]}", (), (str(data),), leads=(6,), plots=False)
+    with pytest.raises(ValueError, match="--case-init soon is no time"):
+        program.Job(dataclasses.replace(config, case_init="soon"))
+    with pytest.raises(ValueError, match="--case-init 2000-01-01 is none of the 3 starts used, 2020"):
+        program.Job(dataclasses.replace(config, case_init="2000-01-01"))
+    with pytest.raises(ValueError, match=r"the static variables slt \(only small\)"):
+        program.Job(dataclasses.replace(config, others=("hub:small",)))
+
+
 def test_a_run_is_a_forecaster(tmp_path):
     weather = write_pair(tmp_path)
     with pytest.raises(ValueError, match="is no run of aeris.aurora.finetune"):
         predictors.open_predictor(str(tmp_path))
     start = str(write_weights(tmp_path / "start.ckpt"))
-    config = small("lora-three-step", weather, 2, weights=start, validate={"every_images": 0})
+    config = small(
+        "lora-three-step", weather, 2, weights=start, validate={"every_images": 0}, rollout={"steps": 1}
+    )
     trained = finetune.prepare(config, tmp_path / "run", "cpu")
     finetune.train(trained)
     found = predictors.open_predictor(f"{tmp_path}/run/", precision="fp32")

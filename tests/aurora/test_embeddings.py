@@ -19,14 +19,14 @@ from aeris.aurora.embeddings import (
     LEVEL,
     POSITION,
     SCALE,
-    GridCache,
+    EncodingCache,
     absolute_time_encoding,
     calendar,
     grid_encoding,
-    hours_since_1970,
     lead_time_encoding,
     level_encoding,
 )
+from aeris.aurora.times import hours_since_1970, utc
 from tests.aurora.tiny_aurora import grid
 
 
@@ -85,6 +85,7 @@ def tokyo() -> Iterator[None]:
 def test_times_are_utc_whatever_the_host_thinks() -> None:
     assert hours_since_1970(datetime(1970, 1, 2)) == 24
     assert hours_since_1970(datetime(1950, 1, 1, 6)) == -631130400 / 3600
+    assert utc(datetime(2022, 1, 1, 9)) == datetime(2022, 1, 1, 9)
     east = datetime(2020, 5, 1, 9, tzinfo=timezone(timedelta(hours=9)))
     assert torch.equal(absolute_time_encoding([east], 8), absolute_time_encoding([datetime(2020, 5, 1)], 8))
 
@@ -128,11 +129,11 @@ def test_patches_without_extent_are_refused() -> None:
 
 
 def test_cache_knows_equal_grids_and_forgets_old_ones() -> None:
-    cache, cpu = GridCache(size=2), torch.device("cpu")
+    cache, cpu = EncodingCache(size=2), torch.device("cpu")
 
     def ask(rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         where = Metadata(*grid(rows, 12), (datetime(2020, 1, 1),), (500,))
-        return cache(where, 2, 8, cpu, dtype)[0]
+        return cache.grid(where, 2, 8, cpu, dtype)[0]
 
     first = ask(8)
     assert ask(8) is first
@@ -143,16 +144,31 @@ def test_cache_knows_equal_grids_and_forgets_old_ones() -> None:
     ask(12)
     ask(14)
     assert ask(8) is not first
-    assert not copy.deepcopy(cache)._kept
-    assert not pickle.loads(pickle.dumps(cache))._kept
+    assert not copy.deepcopy(cache)._grids
+    assert not pickle.loads(pickle.dumps(cache))._grids
+
+
+def test_cache_knows_levels_and_lead_times() -> None:
+    cache, cpu, single = EncodingCache(small=3), torch.device("cpu"), torch.float32
+    levels = cache.levels((500, 850), 8, cpu, single)
+    assert torch.equal(levels, level_encoding((500, 850), 8))
+    assert cache.levels((500, 850), 8, cpu, single) is levels
+    assert cache.levels((500, 850), 16, cpu, single).shape == (2, 16)
+    hours = torch.tensor([6.0], dtype=torch.float64)
+    with torch.inference_mode():
+        lead = cache.lead_times(hours, 8, False, cpu, single)
+    assert torch.equal(lead, lead_time_encoding(hours, 8)) and not lead.is_inference()
+    assert cache.lead_times(hours.clone(), 8, False, cpu, single) is lead
+    assert not torch.equal(cache.lead_times(hours, 8, True, cpu, single), lead)
+    assert cache.levels((500, 850), 8, cpu, single) is not levels  # the fourth
 
 
 def test_what_was_cached_in_inference_mode_can_be_trained_with() -> None:
-    cache = GridCache()
+    cache = EncodingCache()
     with torch.inference_mode():
         where = Metadata(*grid(8, 12), (datetime(2020, 1, 1),), (500,))
-        cache(where, 2, 8, torch.device("cpu"), torch.float32)
+        cache.grid(where, 2, 8, torch.device("cpu"), torch.float32)
     weight = torch.ones(8, requires_grad=True)
-    position, scale = cache(where, 2, 8, torch.device("cpu"), torch.float32)
+    position, scale = cache.grid(where, 2, 8, torch.device("cpu"), torch.float32)
     (weight * position + weight * scale).sum().backward()
     assert weight.grad is not None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,74 +11,55 @@ import torch
 
 from aeris.aurora import finetune
 from aeris.aurora.model import Aurora
-from aeris.aurora.training.config import FineTuneConfig
+from aeris.aurora.swin3d import compile_blocks
 from aeris.aurora.training.curves import read_scores
-from aeris.aurora.training.run import FineTuning, load_model
+from aeris.aurora.training.starting_weights import build, find_start
 from aeris.aurora.training.step import train_step
 from swipe import checkpoint
 from tests.aurora import tiny_runs
-from tests.aurora.tiny_runs import SMALL, records, small, write_pair, write_weights
-
-
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Six days to train on, in 2020, and two to validate on, in 2022."""
-    return write_pair(tmp_path_factory.mktemp("weather"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a model without adapters, none of them zero."""
-    return write_weights(tmp_path_factory.mktemp("base") / "base.ckpt")
-
-
-def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
-    """Train in `run_dir` as the program does."""
-    run = finetune.prepare(config, run_dir, "cpu")
-    finetune.train(run)
-    return run
+from tests.aurora.tiny_runs import SMALL, go, records, small
 
 
 @pytest.mark.parametrize("preset", ["two-step", "lora-replay"])
 def test_interrupted_and_resumed_equals_uninterrupted(
     preset: str, weather: tuple[str, str], base: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit: weights, optimizer, scores, replay buffer and log, with dropped paths."""
+    """Bit for bit: weights, optimizer, scores, replay buffer and log, with dropped paths and a worker."""
     # Checkpoints and validations come at different times.
     config = small(
-        preset, weather, 8, weights=str(base), aurora={"drop_path": 0.3}, validate={"every_images": 6}
+        preset, weather, 6, weights=str(base), aurora={"drop_path": 0.3}, validate={"every_images": 6}
     )
     whole = go(config, tmp_path / "whole")
     run = finetune.prepare(config, tmp_path / "stopped", "cpu")
+    save = run.save
 
     class Killed(Exception):
         pass
 
-    updates = itertools.count()
-
-    def dying(*args: Any) -> dict:
-        if next(updates) == 3:  # after image 6: the last checkpoint is at 4
+    def dying() -> None:
+        if run.images_seen == 6:  # trained, validated and logged; the last checkpoint is at 4
             raise Killed
-        return train_step(*args)
+        save()
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(finetune, "train_step", dying)
+        patch.setattr(run, "save", dying)
         finetune.train(run)
     run.checkpoints.wait()
     assert [p.name[-3:] for p in checkpoint.complete(tmp_path / "stopped" / "checkpoints")] == ["004"]
-    gone = dataclasses.replace(config, weights=str(base))
-    resumed = go(gone, tmp_path / "stopped")
-    assert resumed.images_seen == whole.images_seen == 8
+    assert records(tmp_path / "stopped")[-1]["images_seen"] == 6
+    workers = int(preset == "lora-replay")
+    resumed = go(replace(config, data=replace(config.data, workers=workers)), tmp_path / "stopped")
+    assert resumed.images_seen == whole.images_seen == 6
     tensors = resumed.tensors()
     assert whole.tensors().keys() == tensors.keys()
-    assert preset != "lora-replay" or sum(name.startswith("replay.") for name in tensors) == 2 * 5 * 9
+    assert preset != "lora-replay" or sum(name.startswith("replay.") for name in tensors) == 2 * 3 * 9
     for name, value in whole.tensors().items():
         assert torch.equal(value, tensors[name]), name
     logs = [records(tmp_path / name) for name in ("whole", "stopped")]
     assert logs[0] == logs[1]
-    assert [r["images_seen"] for r in logs[0]] == [0, 2, 4, 6, 6, 8, 8]
+    assert [r["images_seen"] for r in logs[0]] == [0, 2, 4, 6, 6]
     judged = [r["scores"] for r in logs[0] if "scores" in r]
-    assert [set(scores) for scores in judged] == [{"validation"}, *[{"training", "validation"}] * 2]
+    assert [set(scores) for scores in judged] == [{"validation"}, {"training", "validation"}]
     steps = 2 if preset == "two-step" else 1
     for part in ("training", "validation"):
         assert all(len(v) == steps and v[0] > 0 for v in judged[-1][part]["rmse"].values())
@@ -92,11 +72,11 @@ def test_more_images_go_on_and_a_finished_run_is_left_alone(
     """A larger --train.images continues; the weights it started from may be gone by then."""
     path = tmp_path / "base.ckpt"
     path.write_bytes(base.read_bytes())
-    config = small("one-step", weather, 4, weights=str(path))
+    config = small("one-step", weather, 2, weights=str(path))
     go(config, tmp_path / "run")
     path.unlink()
-    assert go(config, tmp_path / "run").images_seen == 4
-    assert go(small("one-step", weather, 6, weights=str(path)), tmp_path / "run").images_seen == 6
+    assert go(config, tmp_path / "run").images_seen == 2
+    assert go(small("one-step", weather, 4, weights=str(path)), tmp_path / "run").images_seen == 4
 
 
 def test_weights_go_from_setup_to_setup(weather: tuple[str, str], base: Path, tmp_path: Path) -> None:
@@ -115,10 +95,10 @@ def test_weights_go_from_setup_to_setup(weather: tuple[str, str], base: Path, tm
     assert all(not torch.equal(after[name], p) for name, p in fresh.items())
     run.export(tmp_path / "weights.pt")
     state = torch.load(tmp_path / "weights.pt", weights_only=True)
-    model = Aurora(dataclasses.replace(SMALL, use_lora=True))
+    model = Aurora(replace(SMALL, use_lora=True))
     model.load_checkpoint_local(tmp_path / "weights.pt")
-    again = load_model(tmp_path / "lora")
-    assert not again.training and not any(p.requires_grad for p in again.parameters())
+    again = build("tiny", model.config, "cpu", seed=5)
+    find_start(str(tmp_path / "lora"), again).load(again)
     for name, p in again.named_parameters():
         assert torch.equal(p, after[name]) and torch.equal(p, model.get_parameter(name)), name
         assert torch.equal(p, state[name])
@@ -135,7 +115,7 @@ def test_it_learns(weather: tuple[str, str], tmp_path: Path) -> None:
         weather,
         40,
         optimizer={"lr": 5e-3, "warmup_images": 10},
-        validate={"every_images": 40, "samples": 4},
+        validate={"every_images": 40, "samples": 2},
         checkpoint={"every_images": 40},
         aurora={"drop_path": 0.0},
     )
@@ -183,6 +163,29 @@ def test_the_gradient_is_the_mean_whatever_the_microbatch(
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it
+def test_blocks_compile_whole_with_dropped_paths_and_recomputation(
+    weather: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No graph breaks, and the update without compilation."""
+    aurora = {"drop_path": 0.3, "encoder_depths": (1, 1), "decoder_depths": (1, 1)}
+    train = {"checkpointing": "blocks", "precision": "fp64"}
+
+    def compiled(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        assert options == {"fullgraph": True}
+        return compile_blocks(model, backend="eager", **options)
+
+    monkeypatch.setattr("aeris.aurora.training.run.compile_blocks", compiled)
+    found = []
+    for compile_ in (False, True):
+        config = small(
+            "one-step", weather, weights="fresh", aurora=aurora, train=train | {"compile": compile_}
+        )
+        run = finetune.prepare(config, tmp_path / str(compile_), "cpu")
+        found.append(train_step(run, finetune.read_samples(config, run.data, range(2), False)))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
 def test_bf16_covers_encoder_and_decoder(weather: tuple[str, str], base: Path, tmp_path: Path) -> None:
     """Weights and predictions stay fp32, matrix products of all three parts are bf16."""
     config = small("one-step", weather, 2, weights=str(base), train={"precision": "bf16"})
@@ -220,6 +223,6 @@ def test_nonfinite_updates_are_skipped_then_stop_the_run(
     run = finetune.prepare(config, tmp_path, "cpu")
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     run.model.decoder.surf_heads["2t"].weight.register_hook(lambda g: g * float("nan"))
-    with pytest.raises(ValueError, match="3 non-finite steps in a row .* gradient of .*surf_heads.2t.weight"):
+    with pytest.raises(ValueError, match="3 non-finite steps in a row; .*gradient of .*surf_heads.2t"):
         finetune.train(run)
     assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,11 @@ from aeris.aurora.training.config import FineTuneConfig
 from aeris.aurora.training.run import FineTuning
 from aeris.aurora.training.step import train_step
 from swipe.sharding import full
-from tests.aurora.tiny_runs import records, small, write_pair, write_weights
+from tests.aurora.tiny_runs import records, small
 from tests.harness import run_distributed
 
-
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Six days to train on, in 2020, and two to validate on, in 2022."""
-    return write_pair(tmp_path_factory.mktemp("weather"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a model without adapters, none of them zero."""
-    return write_weights(tmp_path_factory.mktemp("base") / "base.ckpt")
-
-
-PRESETS = ("one-step", "two-step", "lora-three-step", "lora-replay", "two-step on copies")
+PRESETS = ("two-step", "lora-three-step", "lora-replay")
+SETUPS = (*PRESETS, "two-step on copies")
 """The last: every rank holds all weights, instead of half of them."""
 
 
@@ -96,7 +85,7 @@ def alone_and_together(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do one update alone and on two ranks."""
     one = gradients(PRESETS, data, weights, out / "one")
-    two = run_distributed(gradients, 2, PRESETS, data, weights, out / "two", timeout_s=120)[0]
+    two = run_distributed(gradients, 2, SETUPS, data, weights, out / "two", timeout_s=120)[0]
     return one, two
 
 
@@ -106,15 +95,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("setup", SETUPS)
 def test_gradients_of_two_ranks_are_those_of_one(
-    preset: str,
+    setup: str,
     weather: tuple[str, str],
     base: Path,
     out: Path,
 ) -> None:
     """Also of weights outside of the divided parts, with a model applied twice before the backward pass."""
-    (record, one), (other, two) = (x[preset] for x in alone_and_together(weather, base, out))
+    preset = setup.removesuffix(" on copies")
+    alone, together = alone_and_together(weather, base, out)
+    (record, one), (other, two) = alone[preset], together[setup]
     assert one.keys() == two.keys() and "backbone.time_mlp.0.weight" in one
     for name, value in record.items():
         assert other[name] == pytest.approx(value, rel=1e-11), name
@@ -130,29 +121,33 @@ def test_two_ranks_are_one_and_either_goes_on_for_the_other(
     base: Path,
     tmp_path: Path,
 ) -> None:
-    """Weights, optimizer, scores, buffers and logs; what two ranks saved one resumes, and vice versa."""
-    presets = ("two-step", "lora-replay")
-    whole = finish(presets, weather, base, tmp_path / "one", 8)
-    run_distributed(finish, 2, presets[1:], weather, base, tmp_path / "a", 4, timeout_s=120)
-    finish(presets, weather, base, tmp_path / "b", 4)
-    runs = [finish(presets[1:], weather, base, tmp_path / "a", 8)]
-    both = run_distributed(finish, 2, presets, weather, base, tmp_path / "b", 8, timeout_s=120)
-    runs.append({preset: both[0][preset] | both[1][preset] for preset in presets})
-    for name, run in zip("ab", runs):
-        for preset in run:
-            assert run[preset].keys() == whole[preset].keys()
-            for key, value in whole[preset].items():
-                torch.testing.assert_close(run[preset][key], value, rtol=1e-7, atol=1e-12, msg=key)
-            logs = [records(tmp_path / where / preset) for where in ("one", name)]
-            assert len(logs[0]) == len(logs[1]) == 2 + 3
-            for here, there in zip(*logs):
-                assert flat(there) == pytest.approx(flat(here), rel=1e-7)
-    places = {name.split(".")[1] for name in whole["lora-replay"] if name.startswith("replay.")}
+    """Weights, optimizer, scores, buffers and logs; what one rank saved two resume, and vice versa."""
+    presets, whole, other = ("two-step", "lora-replay"), tmp_path / "whole", tmp_path / "other"
+    eight = finish(presets, weather, base, whole, 8)
+    shutil.copytree(whole, other)
+    for preset in presets:  # where one rank had seen 4 images
+        shutil.rmtree(other / preset / "checkpoints" / "images_000000000008")
+    both = run_distributed(finish, 2, presets, weather, base, other, 8, timeout_s=120)
+    check_equal({preset: both[0][preset] | both[1][preset] for preset in presets}, eight)
+    twelve = finish(presets[1:], weather, base, whole, 12)
+    check_equal(finish(presets[1:], weather, base, other, 12), twelve)
+    for preset, validations in zip(presets, (3, 4)):
+        logs = [records(where / preset) for where in (whole, other)]
+        assert len(logs[0]) == len(logs[1]) == 2 * validations - 1
+        for here, there in zip(*logs):
+            assert flat(there) == pytest.approx(flat(here), rel=1e-7)
+    places = {name.split(".")[1] for name in twelve["lora-replay"] if name.startswith("replay.")}
     assert places == {"0", "1", "2", "3"}
-    states = [torch.load(tmp_path / where / "two-step.pt", weights_only=True) for where in ("one", "b")]
-    assert states[0].keys() == states[1].keys()
-    for key, value in states[0].items():
-        torch.testing.assert_close(states[1][key], value, rtol=1e-7, atol=1e-12)
+    states = [torch.load(where / "two-step.pt", weights_only=True) for where in (whole, other)]
+    check_equal({"exported": states[1]}, {"exported": states[0]})
+
+
+def check_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare the tensors of runs, to rounding."""
+    for preset, tensors in expected.items():
+        assert found[preset].keys() == tensors.keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(found[preset][name], value, rtol=1e-7, atol=1e-12, msg=name)
 
 
 def flat(record: dict) -> dict[str, float]:

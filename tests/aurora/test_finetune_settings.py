@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from aeris.aurora import finetune
+from aeris.aurora.checkpointing import POLICIES
 from aeris.aurora.training import config as configs
 from aeris.aurora.training.config import FineTuneConfig
 from aeris.aurora.training.curves import plot_curves, shown_channels
 from aeris.aurora.training.presets import PRESETS
-from aeris.aurora.training.run import FineTuning
 from aeris.aurora.training.starting_weights import build
 from aeris.aurora.variants import VARIANTS
-from tests.aurora.tiny_runs import SMALL, small, write_pair, write_weights
-
-
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Six days to train on, in 2020, and two to validate on, in 2022."""
-    return write_pair(tmp_path_factory.mktemp("weather"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a model without adapters, none of them zero."""
-    return write_weights(tmp_path_factory.mktemp("base") / "base.ckpt")
-
-
-def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
-    """Train in `run_dir` as the program does."""
-    run = finetune.prepare(config, run_dir, "cpu")
-    finetune.train(run)
-    return run
-
+from aeris.config import save
+from aeris.run_directory import flag
+from tests.aurora.tiny_runs import SMALL, go, small
 
 BAD = [
     ({"train": {"batch": 3, "microbatch": 2}}, "no multiple of 1 ranks x --train.microbatch 2: 4 is"),
@@ -47,7 +31,8 @@ BAD = [
     ({"replay": {"size": 5}, "rollout": {"steps": 2}}, "pass 1 for both"),
     ({"replay": {"size": 5, "lead_h": 3}}, "a step alone takes 6 h"),
     ({"rollout": {"train": "adapters"}}, "pass --aurora.use-lora"),
-    ({"rollout": {"train": "adapters"}, "aurora": {"use_lora": True}, "weights": ""}, "pass --weights"),
+    ({"rollout": {"train": "adapters"}, "aurora": {"use_lora": True}, "weights": "fresh"}, "frozen base"),
+    ({"weights": ""}, "no weights to start from: pass --weights FILE.* or --weights fresh"),
     ({"data": {"paths": ()}}, "pass --data"),
     ({"data": {"paths": ("nowhere.nc",)}}, "nowhere.nc"),
     ({"data": {"train_period": ("1990-01-01", "1990-12-31")}}, "1990"),
@@ -55,9 +40,10 @@ BAD = [
     ({"variant": "wave"}, "training of wave is not built"),
     ({"variant": "large"}, "no model 'large'"),
     ({"aurora": {"surf_vars": ("2t", "tp")}}, "none for tp.*--loss.weights"),
-    ({"aurora": {"patch_size": 5}, "weights": ""}, "16 columns do not divide into patches of 5"),
-    ({"aurora": {"static_vars": ("lsm", "slt")}, "weights": ""}, "slt"),
-    ({"aurora": {"encoder_num_heads": (3, 4, 8)}, "weights": ""}, "3"),
+    ({"aurora": {"patch_size": 5}, "weights": "fresh"}, "16 columns do not divide into patches of 5"),
+    ({"aurora": {"static_vars": ("lsm", "slt")}, "weights": "fresh"}, "slt"),
+    ({"aurora": {"encoder_num_heads": (3, 4)}, "weights": "fresh"}, "3"),
+    ({"loss": {"weights": (("z_501", 2.0),)}}, "for z_501, .* on levels 500, 850: z, u, v, t, q"),
     ({"parallel": {"shard": 2}}, "cannot be divided over 2"),
     ({"weights": "nowhere.ckpt"}, "no checkpoint nowhere.ckpt"),
     ({"weights": "hub:nothing"}, "published are aurora, pretrained"),
@@ -87,9 +73,9 @@ def test_weights_of_another_model_are_refused_with_what_differs(
             finetune.prepare(config, tmp_path / "run", "cpu")
 
     refused("do not fit the model: other shapes: .*instead of", aurora={"embed_dim": 32, "num_heads": 4})
-    refused(r"it lacks \d+ weights: backbone.encoder_layers.0.blocks.1", aurora={"encoder_depths": (2, 2, 1)})
+    refused(r"it lacks \d+ weights: backbone.encoder_layers.0.blocks.1", aurora={"encoder_depths": (2, 2)})
     refused(
-        r"no place for \d+ weights: backbone.encoder_layers.1.blocks.1", aurora={"encoder_depths": (1, 1, 1)}
+        r"no place for \d+ weights: backbone.encoder_layers.1.blocks.1", aurora={"encoder_depths": (1, 1)}
     )
     refused("encoder.surf_token_embeds.weights.10v.*--partial", aurora={"surf_vars": ("2t", "10u", "msl")})
     adapted = tmp_path / "adapted.ckpt"
@@ -117,12 +103,26 @@ def test_another_run_or_other_data_in_the_directory_are_refused(
     shorter = small("one-step", (weather[0],), 8, weights=str(base), validate={"every_images": 0})
     finetune.prepare(shorter, tmp_path, "cpu")  # the same samples in fewer files
     fewer = small("one-step", weather, 8, weights=str(base), data={"train_period": ("2020-01-02", "2021")})
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match=r"another run \(--train-period .*2020-01-01.* -> .*2020-01-02"):
         finetune.prepare(fewer, tmp_path, "cpu")
     run = finetune.prepare(shorter, tmp_path, "cpu")
     run.data.weather.levels = (500,)
     with pytest.raises(ValueError, match=r"other data: levels \[500.0, 850.0\] -> \[500.0\]"):
         run.resume()
+
+
+def test_a_microbatch_belongs_to_a_run_that_draws_numbers(weather: tuple[str, str], tmp_path: Path) -> None:
+    """They are keyed by the first image of a microbatch; without any, the microbatch may change."""
+    (tmp_path / "checkpoints" / "images_000000000004" / "stage_000").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "images_000000000004" / ".complete").touch()
+    for aurora in ({}, {"drop_path": 0.1}, {"drop_rate": 0.1}, {"stochastic": True}):
+        save(small("one-step", weather, aurora=aurora), tmp_path / "config.json")
+        other = small("one-step", weather, aurora=aurora, train={"microbatch": 2})
+        if aurora:
+            with pytest.raises(ValueError, match=r"another run \(--train.microbatch 1 -> 2\)"):
+                configs.check_same_run(other, tmp_path)
+        else:
+            configs.check_same_run(other, tmp_path)
 
 
 def test_configuration_survives_its_file(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_configuration_survives_its_file(tmp_path: Path) -> None:
         loss={"weights": (("2t", 1.0), ("z_500", 2.0))},
         aurora={"surf_stats": stats, "rollout_input_clipping": (("2t", 0.0, None),)},
     )
-    configs.save(config, tmp_path / "config.json")
+    save(config, tmp_path / "config.json")
     assert configs.load(tmp_path / "config.json") == config
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"strange": 1}))
@@ -186,6 +186,8 @@ def test_command_line(
             "tiny",
             "--data",
             *weather,
+            "--weights",
+            "fresh",
             "--dry-run",
             "--run-dir",
             str(tmp_path / "r"),
@@ -195,6 +197,37 @@ def test_command_line(
     printed = json.loads(capsys.readouterr().out)
     assert printed["parameters"] == printed["trained"] > 5_000_000 and printed["samples"] == 21
     assert printed["config"]["rollout"]["gradient"] == "through" and not (tmp_path / "r").exists()
+
+
+def test_errors_name_flags_that_exist(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting an error may name has the flag it would print, and checkpointing every policy."""
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        finetune.parse(["--help"])
+    flags = set(re.findall(r"--[a-z0-9][\w.-]*", capsys.readouterr().out))
+
+    def settings(config: Any, prefix: str = "") -> Iterator[str]:
+        for entry in dataclasses.fields(config):
+            value = getattr(config, entry.name)
+            nested = dataclasses.is_dataclass(value)
+            yield from settings(value, f"{prefix}{entry.name}.") if nested else [f"{prefix}{entry.name}"]
+
+    names = list(settings(FineTuneConfig()))
+    assert [name for name in names if flag(name, configs.FLAGS) not in flags] == []
+    assert set(configs.FLAGS) <= set(names)
+    assert get_args(configs.Checkpointing) == tuple(POLICIES)
+
+
+def test_what_trains_all_weights_has_no_adapters() -> None:
+    """Also of models that have them by default; only pretraining starts from fresh weights unasked."""
+    assert VARIANTS["high-res"].default.use_lora
+    for name, preset in PRESETS.items():
+        for variant, model in VARIANTS.items():
+            config = preset().of(variant, model.default)
+            assert config.aurora.use_lora == (config.rollout.train == "adapters"), (name, variant)
+            assert config.weights == ("fresh" if name == "pretrain" else "")
 
 
 def test_presets_are_the_published_setups() -> None:

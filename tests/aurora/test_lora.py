@@ -66,7 +66,7 @@ def test_frozen_weights_get_no_gradient_and_adapters_the_right_one() -> None:
     model = Swin3DBackbone(TINY).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    x, lead = torch.randn(1, 4 * 7 * 13, 16, dtype=torch.float64), torch.tensor([6.0])
+    x, lead = torch.randn(1, 4 * 7 * 13, 16, dtype=torch.float64), torch.randn(1, 16).double()
     grads = []
     for freeze in (False, True):
         if freeze:

@@ -98,7 +98,9 @@ def test_missing_targets_neither_count_nor_spoil_the_gradient() -> None:
 
 def test_weights_come_from_tables_and_changes() -> None:
     """Published numbers, data sets, changes, and a default for the rest."""
-    weights = loss_weights("fine-tuning", "era5", ("2t", "z", "r"), {"2t": 1.0, "z_500": 9.0}, default=0.5)
+    weights = loss_weights(
+        "fine-tuning", "era5", ("2t",), ("z", "r"), (50, 500.0, 850), {"2t": 1.0, "z_500": 9.0}, default=0.5
+    )
     assert weights.gamma == GAMMA["era5"] == 2.0 and GAMMA["hres-t0"] == 1.0
     assert (weights.of("2t"), weights.of("z", 850), weights.of("z", 500), weights.of("r", 50)) == (
         1.0,
@@ -111,10 +113,12 @@ def test_weights_come_from_tables_and_changes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((("2t", "swh", "r"), None), "none for swh, r"),
-        ((("2t",), {"2m_temperature": 1.0}), "for 2m_temperature, but the model predicts 2t"),
-        ((("2t",), {"2t": -1.0}), "at least 0"),
-        ((("2t",), {"2t": NAN}), "at least 0"),
+        ((("2t", "swh"), ("r",)), "none for swh, r"),
+        ((("2t",), (), None, {"2m_temperature": 1.0}), "for 2m_temperature, but the model predicts 2t"),
+        ((("2t",), ("z",), None, {"z_500": 1.0, "2t_500": 1.0, "z_x": 1.0}), "for 2t_500, z_x, but"),
+        ((("2t",), ("z",), LEVELS, {"z_501": 1.0}), "for z_501, but .* 2t, z, on levels 500, 850: z"),
+        ((("2t",), (), None, {"2t": -1.0}), "at least 0"),
+        ((("2t",), (), None, {"2t": NAN}), "at least 0"),
     ],
 )
 def test_bad_weights_are_refused(arguments: tuple, says: str) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from aeris.aurora.training.errors import Fields, channel
+from aeris.aurora.training.errors import ChannelFields, channel
 from aeris.aurora.training.maps import headline, plot_maps
 from aeris.scores.plots.atlas import Atlas, colours_of, limits, shown_scale, title_of, wants_contours
 
@@ -14,12 +14,12 @@ matplotlib = pytest.importorskip("matplotlib")
 NAMES = (("2t", None), ("q", 700.0), ("z", 500.0), ("so2", 850.0))
 
 
-def made_up(seed: int = 0, rows: int = 16, cols: int = 32, width_deg: float = 360.0) -> Fields:
+def made_up(seed: int = 0, rows: int = 16, cols: int = 32, width_deg: float = 360.0) -> ChannelFields:
     numbers = np.random.default_rng(seed)
     channels = tuple(channel(name, level) for name, level in NAMES)
     values = numbers.standard_normal((len(channels), rows, cols)).astype(np.float32) + 280
     latitude, longitude = np.linspace(80, -80, rows), np.arange(cols) * width_deg / cols
-    return Fields(channels, values, latitude, longitude, np.datetime64("2022-01-01T06", "s"))
+    return ChannelFields(channels, values, latitude, longitude, np.datetime64("2022-01-01T06", "s"))
 
 
 def read(path):
@@ -32,10 +32,10 @@ def read(path):
 
 @pytest.mark.parametrize("width_deg", [360.0, 40.0])
 def test_maps_of_fields_and_differences(width_deg, tmp_path):
-    fields = {name: made_up(seed, width_deg=width_deg) for seed, name in enumerate(["truth", "A", "B"])}
+    fields = {name: made_up(seed, width_deg=width_deg) for seed, name in enumerate(["A", "B"])}
     land = (made_up(9).values_CYX[0] > 280).astype(np.float32)
     path = tmp_path / "plots" / "maps.png"
-    plot_maps(fields, {"A − B": ("A", "B")}, path, "made-up", "6 h ahead", "foot", land_YX=land, most=2)
+    plot_maps(fields, {"A − B": ("A", "B")}, path, "made-up", "6 h ahead", "foot", land_YX=land, most=1)
     image = read(path)
     assert min(image.shape[:2]) > 300
     assert (image[..., :3].min(axis=-1) < 0.9).mean() > 0.1
@@ -53,7 +53,7 @@ def test_maps_of_missing_values_equal_fields_and_fewer_rows(tmp_path):
 
 def test_the_same_numbers_give_the_same_picture(tmp_path):
     for name in ("one", "two"):
-        plot_maps({"A": made_up()}, {}, tmp_path / f"{name}.png", "made-up", most=1)
+        plot_maps({"A": made_up(rows=4, cols=8)}, {}, tmp_path / f"{name}.png", "made-up", most=1)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 

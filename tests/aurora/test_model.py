@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aeris.aurora.batch import Batch
 from aeris.aurora.config import AuroraConfig
+from aeris.aurora.embeddings import ABSOLUTE_TIME, LEAD_TIME, LEVEL, POSITION, Wavelengths
 from aeris.aurora.initialise import initialise
 from aeris.aurora.model import Aurora, AuroraPretrained
 from aeris.aurora.normalisation import normalise_surf, unnormalise_surf
@@ -278,7 +279,7 @@ def test_untrained_blocks_are_the_identity() -> None:
     net = Aurora(CONFIG).double()
     x = torch.randn(1, 4 * 24, 32, dtype=torch.float64)
     # The last half of the output is that of the first U-Net layer.
-    assert torch.equal(net.backbone(x, torch.tensor([6.0]), (4, 4, 6))[..., 32:], x)
+    assert torch.equal(net.backbone(x, torch.zeros(1, 32, dtype=x.dtype), (4, 4, 6))[..., 32:], x)
 
 
 def test_parts_are_the_model_in_order() -> None:
@@ -323,6 +324,46 @@ def test_a_dry_run_without_memory(changes: dict[str, Any]) -> None:
     pred = net(batch(rows=17))
     assert all(x.is_meta and x.shape == (2, 1, 16, 24) for x in pred.surf_vars.values())
     assert pred.metadata.time[0] == START + timedelta(hours=6)
+
+
+def test_encodings_come_before_the_network_and_only_times_are_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, data, made = model(dynamic_vars=True), batch(), list[str]()
+    encode = Wavelengths.encode
+
+    def note(self: Wavelengths, x: Tensor, d: int) -> Tensor:
+        made.append(self.name)
+        return encode(self, x, d)
+
+    monkeypatch.setattr(Wavelengths, "encode", note)
+    for part in (net.encoder, net.backbone, net.decoder):
+        part.register_forward_pre_hook(lambda *_: made.append("a part"))
+    parts = ["a part"] * 3
+    first = net(data)
+    assert made[-3:] == parts and {LEVEL.name, LEAD_TIME.name, POSITION.name} <= {*made[:-3]}
+    made.clear()
+    assert torch.equal(all_fields(net(data)), all_fields(first))
+    assert made == [ABSOLUTE_TIME.name, *parts]
+    made.clear()
+    later = replace(data, metadata=replace(data.metadata, atmos_levels=(150, 500, 850)))
+    net(later)
+    assert made == [ABSOLUTE_TIME.name, LEVEL.name, LEVEL.name, *parts]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for() -> None:
+    """A second call with fields on the GPU: nothing of it waits for what is queued."""
+    if not torch.cuda.is_available():
+        pytest.skip("only CUDA tells")
+    net, data = model().float().cuda(), batch().type(torch.float32).to("cuda")
+    with torch.inference_mode():
+        net(data)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            net(data)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from aeris.aurora.batch import Batch, Metadata
 from aeris.aurora.loss import LossWeights, weighted_mae
 from aeris.aurora.model import Aurora
-from aeris.aurora.training.curves import Scores
-from aeris.aurora.training.missing import count_missing, fill
-from aeris.aurora.training.objective import Roll, model_input, truth
+from aeris.aurora.rollout import lead_times, start
+from aeris.aurora.training.missing import count_missing, fill, fill_surface
+from aeris.aurora.training.objective import Roll, truth
 from aeris.aurora.training.presets import PRESETS
+from aeris.aurora.training.scores import Scores
 from aeris.aurora.training.starting_weights import build
 from swipe.collectives import ALONE
 from tests.aurora.tiny_runs import LEVELS, SMALL
@@ -89,7 +90,7 @@ class Damping(nn.Module):
 def rolled(gradient: str, steps: int, **hooks: object) -> tuple[Damping, Tensor]:
     model = Damping()
     roll = Roll(model, loss, gradient, **hooks)  # type: ignore[arg-type]
-    losses = roll.train(model_input(model, state(1, 2)), [state(2 + k) for k in range(steps)])
+    losses = roll.train(start(model, state(1, 2)), [state(2 + k) for k in range(steps)])
     return model, losses
 
 
@@ -166,7 +167,7 @@ def trained(preset: str) -> tuple[Aurora, dict[str, Tensor]]:
     model.eval()  # no dropped paths
     roll = Roll(model, loss, config.rollout.gradient)
     targets = [truth(model, state(2 + k), state(1, 2)) for k in range(config.rollout.steps)]
-    roll.train(model_input(model, state(1, 2)), targets)
+    roll.train(start(model, state(1, 2)), targets)
     return model, {
         n: p.grad for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())
     }
@@ -196,7 +197,7 @@ def test_gradient_through_two_steps_of_the_model_is_the_derivative() -> None:
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.add_(gradients[name], alpha=step / float(norm))
-        losses = Roll(model, loss, "through").evaluate(model_input(model, state(1, 2)), [state(2), state(3)])
+        losses = Roll(model, loss, "through").evaluate(start(model, state(1, 2)), [state(2), state(3)])
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.sub_(gradients[name], alpha=step / float(norm))
@@ -212,14 +213,31 @@ def test_missing_inputs_become_the_mean_of_their_variable() -> None:
     batch.surf_vars["2t"][0, 0, 1] = float("nan")
     batch.surf_vars["msl"][0, 1, 2, 3] = float("inf")
     batch.atmos_vars["z"][0, 0, 1, 4] = float("nan")
-    assert count_missing(batch) == (2 * COLS + 1, (4 + 2 * 5) * 2 * ROWS * COLS)
+    fields = [*batch.surf_vars.values(), *batch.atmos_vars.values()]
+    assert count_missing(fields) == (2 * COLS + 1, (4 + 2 * 5) * 2 * ROWS * COLS)
     filled = fill(batch, {"msl": (5.0, 1.0)})
     normal = filled.normalise()
-    assert count_missing(filled)[0] == 0
+    assert count_missing([*filled.surf_vars.values(), *filled.atmos_vars.values()])[0] == 0
     assert normal.surf_vars["2t"][0, 0, 1].abs().max() < 1e-12
     assert filled.surf_vars["msl"][0, 1, 2, 3] == 5.0
     assert normal.atmos_vars["z"][0, 0, 1, 4].abs().max() < 1e-12
     assert torch.equal(filled.surf_vars["10u"], batch.surf_vars["10u"])
+
+
+def test_sums_that_overflow_or_cancel_hide_nothing() -> None:
+    """The fast look at a sum is only trusted where it is finite."""
+    large = torch.full((4,), 3e38)
+    assert count_missing([large]) == (0, 4) and fill_surface("2t", large) is large
+    assert count_missing([torch.tensor([float("inf"), -float("inf"), 1.0])]) == (2, 3)
+
+
+def test_lead_times_are_an_argument_where_a_model_takes_them() -> None:
+    """The model's own step, or another."""
+    model = Damping()
+    assert lead_times(model, 2) == {}
+    model.variable_lead_time = True
+    assert lead_times(model, 2)["lead_times"].tolist() == [6.0, 6.0]
+    assert lead_times(model, 1, 3.0)["lead_times"].tolist() == [3.0]
 
 
 def test_scores_are_weighted_means_over_samples() -> None:

@@ -164,6 +164,23 @@ def test_a_half_filled_buffer_is_saved_as_it_is() -> None:
     assert buffer.tensors().keys() == other.tensors().keys() and len(buffer.slots) == 8
 
 
+def test_a_buffer_keeps_copies_in_memory_of_its_own() -> None:
+    """Not what a worker shares with the trainer, nor what is written to afterwards."""
+    buffer = Buffer(ledger(), like(), clock)
+    read = filled(1.0)
+    for x in (*read.surf_vars.values(), *read.atmos_vars.values()):
+        x.share_memory_()
+    buffer.put(0, read)
+    made = filled(2.0, 1, 1)
+    buffer.put_prediction(Draw(0, (), 0, State(0, 0), 1, 1), made, newest(filled(3.0, 1)))
+    for batch in (read, made):
+        for x in (*batch.surf_vars.values(), *batch.atmos_vars.values()):
+            x.fill_(9.0)
+    for slot, value in enumerate((1.0, 2.0)):
+        for x in buffer.slots[slot].values():
+            assert not x.is_shared() and bool((x == value).all())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_prediction_that_is_not_finite_is_replaced_by_the_truth(bad: float) -> None:
     """Point by point; where the truth is missing too, by what was there before."""

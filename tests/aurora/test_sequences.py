@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from aeris.aurora.batch import Batch
 from aeris.aurora.config import AuroraConfig
+from aeris.aurora.training import reading, sequences
+from aeris.aurora.training.missing import fill
 from aeris.aurora.training.sequences import Sequence, Sequences, first_batch, loader, read_batch
-from aeris.aurora.training.sources import Fields, Weather, open_weather
+from aeris.aurora.training.sources import Snapshot, Weather, open_weather
+from aeris.aurora.v1p5 import with_insolation
+from aeris.data.loader import read_ahead
 from aeris.data.store import packaged_sample
+from aeris.reading import ImageOrder
+from tests.aurora import tiny_runs
 
 CONFIG = AuroraConfig(static_vars=("lsm", "z"))
 
@@ -164,7 +174,7 @@ def test_missing_values_reach_the_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = weather(TWO_YEARS)
     read = whole.read_many
 
-    def with_hole(indices: list[int]) -> Fields:
+    def with_hole(indices: list[int]) -> Snapshot:
         fields = read(indices)
         fields.surf["2t"][-1, 2, 3] = np.nan
         return fields
@@ -175,11 +185,114 @@ def test_missing_values_reach_the_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     assert one.targets[0].surf_vars["2t"].isnan().nonzero().tolist() == [[0, 0, 2, 3]]
 
 
+def with_gaps(path: Path) -> Weather:
+    """Weather of which half of 2t and two points of z are missing at all times."""
+    return open_weather(tiny_runs.write(path, missing=True), CONFIG)
+
+
+def test_inputs_are_filled_and_counted_where_they_are_read(tmp_path: Path) -> None:
+    """In the worker, not between two updates; targets keep what is missing, and counts add up."""
+    weather = with_gaps(tmp_path / "x.nc")
+    weather.statics["lsm"][0, 0] = np.nan
+    stats = {"2t": (5.0, 1.0), "lsm": (0.25, 1.0)}
+    plain, filling = Sequences(weather, targets=2), Sequences(weather, targets=2, filling=stats)
+    for workers in (0, 1):
+        one = next(loader(filling, [3, 7], 2, seed=0, workers=workers))
+        raw = next(loader(plain, [3, 7], 2, seed=0))
+        half, two = tiny_runs.ROWS * tiny_runs.COLS // 2, 2
+        values = (4 + 5 * 2) * tiny_runs.ROWS * tiny_runs.COLS
+        assert one.missing == (2 * 4 * (half + two), 2 * 4 * values) and raw.missing == (0, 0)
+        wanted = fill(raw.input, stats)
+        assert one.input.surf_vars["2t"][0, 1, 3, 0] == 5.0 and one.input.static_vars["lsm"][0, 0] == 0.25
+        for kind in ("surf_vars", "static_vars", "atmos_vars"):
+            for name, x in getattr(wanted, kind).items():
+                assert torch.equal(getattr(one.input, kind)[name], x), name
+        for mine, truth in zip(one.targets, raw.targets, strict=True):
+            torch.testing.assert_close(mine.surf_vars["2t"], truth.surf_vars["2t"], equal_nan=True)
+            assert int(mine.surf_vars["2t"].isnan().sum()) == 2 * half
+    assert np.isnan(weather.statics["lsm"][0, 0])
+
+
+@pytest.mark.parametrize("preset", ["two-step", "lora-replay"])
+def test_training_neither_fills_nor_counts_between_updates(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loop gets is filled and has its counts with it; so is what is validated."""
+    path = str(tiny_runs.write(tmp_path / "x.nc", missing=True))
+    config = tiny_runs.small(preset, (path,), validate={"every_images": 0})
+    data = reading.open_data(config)
+    if preset == "two-step":
+        items = list(reading.read_samples(config, data, ImageOrder(0, 4, 1), False))
+        judged = reading.Data(data.weather, data.training, data.training)
+        items += list(reading.read_validation(config, judged, [2, 5], False))
+        assert [one.images for one in items] == [(0,), (1,), (2,), (3,), (2,), (5,)]
+    else:
+        items = list(itertools.islice(reading.Replay(config, data, torch.float32).read(1, False), 2))
+    for item in items:
+        assert all(bool(x.isfinite().all()) for x in (*item.input.surf_vars.values(),))
+        assert bool(item.targets[0].surf_vars["2t"].isnan().any())
+        assert 0 < item.missing[0] < item.missing[1]
+
+
+def test_validation_samples_are_pinned_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the training hands on, with and without workers."""
+    config = tiny_runs.small("one-step", tiny_runs.write_pair(tmp_path))
+    data = reading.open_data(config)
+    asked = []
+
+    def read_ahead(dataset: object, order: object, size: int, workers: int, pin: bool, ahead: int) -> list:
+        asked.append(pin)
+        return []
+
+    monkeypatch.setattr(sequences, "read_ahead", read_ahead)
+    assert list(reading.read_validation(config, data, [0], True)) == []
+    assert list(reading.read_samples(config, data, ImageOrder(0, 2, 1), True)) == []
+    assert asked == [True, True]
+    one, pinned = data.training[0], []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    assert one.pin_memory().images == one.images and len(pinned) == 2
+
+
+def test_training_and_validation_share_no_time(tmp_path: Path) -> None:
+    """Inputs as well as targets; both periods are named."""
+    pair = tiny_runs.write_pair(tmp_path)  # 1 to 6 January 2020, and 1 to 3 January 2022
+
+    def opened(train: tuple[str, str], validate: tuple[str, str], steps: int = 1) -> reading.Data:
+        periods = {"train_period": train, "validate_period": validate}
+        config = tiny_runs.small("one-step", pair, data=periods, rollout={"steps": steps})
+        return reading.open_data(config)
+
+    apart = opened(("2020-01-01", "2020-01-03"), ("2020-01-04", "2020-01-06"))
+    assert apart.training.span == (np.datetime64("2020-01-01"), np.datetime64("2020-01-03T18"))
+    for train, validate in (
+        (("2020-01-01", "2020-01-03"), ("2020-01-03T18", "2020-01-06")),
+        (("2020-01-04", "2020-01-06"), ("2020-01-01", "2020-01-04T00")),
+        (("", ""), ("2022", "2022")),
+        (("2020-01-02", "2020-01-04"), ("2020-01-01", "2020-01-06")),
+    ):
+        with pytest.raises(ValueError, match=r"training, .* to .*, and validation, .* to .*, share times"):
+            opened(train, validate)
+
+
 def test_states_of_any_times_are_read_for_replay() -> None:
     whole = weather(TWO_YEARS)
     batch = read_batch(whole, [3, 10])
     assert hours(batch.surf_vars["2t"]) == [18.0, 60.0]
     assert batch.metadata.time == (datetime(2020, 1, 3, 12),)
+
+
+def test_sunlight_is_computed_where_the_model_reads_it() -> None:
+    """At every time of a sample, of replay and of a forecast, as the model computes it for itself."""
+    config = AuroraConfig(surf_vars=("2t", "insolation"), atmos_vars=("t",), static_vars=("lsm",))
+    whole = Weather(Numbered(TWO_YEARS), config)
+    sample = Sequences(whole, targets=1)[100]
+    for batch in (first_batch(whole, "2020-06-01T06"), sample.input, *sample.targets):
+        found = batch.surf_vars["insolation"]
+        torch.testing.assert_close(found, with_insolation(batch).surf_vars["insolation"])
+        assert found.dtype == torch.float32 and float(found.max()) > 0.5
+    days = read_batch(whole, [3, 10])  # any times, not a step apart
+    alone = read_batch(whole, [3]).surf_vars["insolation"]
+    assert torch.equal(days.surf_vars["insolation"][:, :1], alone)
 
 
 def test_a_forecast_starts_from_a_time_with_its_past() -> None:
@@ -203,6 +316,15 @@ def test_workers_read_the_same_as_the_program_itself() -> None:
                 assert torch.equal(x, {**theirs.surf_vars, **theirs.atmos_vars}[name])
     first = next(islice(loader(samples, range(6), 2, seed=5, workers=1), 1))  # leaving early ends the worker
     assert first.images == (0, 1)
+
+
+def test_worker_processes_know_the_data_set_before_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fork server imports its module, and with it torch, once for all of them."""
+    asked: list[list[str]] = []
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(type(context), "set_forkserver_preload", lambda self, names: asked.append(names))
+    read_ahead(sequences._Images(Sequences(weather(TWO_YEARS)), 0), range(2), 1, 1, False)
+    assert asked == [[sequences.__name__]]
 
 
 def test_a_microbatch_moves_with_its_targets() -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from aeris.aurora.config import AuroraConfig
+from aeris.aurora.training.sequences import first_batch
 from aeris.aurora.training.sources import Weather, open_weather
-from aeris.aurora.training.statics import read_statics
+from aeris.aurora.v1p5 import AuroraV1p5
+from aeris.aurora.wave import WAVE_VARS, AuroraWave
 from aeris.data.store import Store, packaged_sample
+from aeris.data.variables import ALIASES
 
 ROWS, COLS, TIMES = 6, 12, 8
 LEVELS = (300, 500, 850)
@@ -178,7 +182,7 @@ def test_what_is_missing_is_listed_with_what_there_is(tmp_path: Path) -> None:
         open_weather(path, CONFIG)
     assert "geopotential" in str(error.value)
     whole = netcdf(tmp_path / "y.nc", dataset())
-    with pytest.raises(ValueError, match=r"has not the static slt: name a file with --static"):
+    with pytest.raises(ValueError, match=r"has not the static slt .*: name a file with --static"):
         open_weather(whole, AuroraConfig())
     with pytest.raises(ValueError, match=r"no level 50, 1000 hPa; it has 300 500 850"):
         open_weather(whole, CONFIG, levels=(50, 500, 1000))
@@ -210,62 +214,55 @@ def test_variables_without_a_name_of_ours_keep_theirs(tmp_path: Path) -> None:
     assert any(row[2] == "swh" and "taken as it is" in row[1] for row in weather.mapping)
 
 
-def test_static_fields_come_from_a_second_file(tmp_path: Path) -> None:
-    data = dataset()
-    soil = np.arange(ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS)
-    static = xr.Dataset(
-        {
-            "slt": (("valid_time", "latitude", "longitude"), soil[None, ::-1]),
-            "z": (("valid_time", "latitude", "longitude"), soil[None, ::-1] + 1),
-            "mesh": (("other",), np.zeros(2)),
-        },
-        {
-            "latitude": data.latitude.values[::-1],
-            "longitude": data.longitude.values,
-            "valid_time": np.array(["2000-01-01"], "datetime64[ns]"),
-        },
+def waves() -> xr.Dataset:
+    """Waves with the speed and direction of their wind, as they come: a file without any weather."""
+    like = dataset()["2m_temperature"]
+    names = [name for name in WAVE_VARS if name not in ("10u_wave", "10v_wave")]
+    return xr.Dataset({name: like.copy(data=like.values + n) for n, name in enumerate([*names, "dwi"])})
+
+
+def with_own_statics(data: xr.Dataset, *names: str) -> xr.Dataset:
+    field = data.land_sea_mask
+    return data.assign({name: field.copy(data=field.values + n) for n, name in enumerate(names)})
+
+
+def test_waves_come_with_the_direction_of_their_wind(tmp_path: Path) -> None:
+    """A file of waves alone beside the weather; the model makes the parts of the wind."""
+    data, config = dataset(), AuroraWave.default
+    path = netcdf(tmp_path / "x.nc", with_own_statics(data, "slt", "wmb", "lat_mask"))
+    weather = open_weather([path, netcdf(tmp_path / "waves.nc", waves())], config)
+    found = weather.read(2)
+    assert [*found.surf] == ["2t", "10u", "10v", "msl", *waves().data_vars]
+    np.testing.assert_array_equal(found.surf["dwi"], waves()["dwi"].values[2])
+    assert [*weather.statics] == [*config.static_vars]
+    np.testing.assert_array_equal(weather.statics["wmb"], data.land_sea_mask.values + 1)
+    batch = AuroraWave.batch_transform_hook(
+        SimpleNamespace(keep_mpts=False), first_batch(weather, "2020-01-02")
     )
-    path = netcdf(tmp_path / "x.nc", data)
-    for write, name in ((netcdf, "static.nc"), (zarr, "static.zarr")):
-        weather = open_weather(path, AuroraConfig(), write(tmp_path / name, static))
-        np.testing.assert_array_equal(weather.statics["slt"], soil)
-        np.testing.assert_array_equal(weather.statics["z"], soil + 1)  # before that of the weather
-        np.testing.assert_array_equal(weather.statics["lsm"], data.land_sea_mask.values)
-        assert [*weather.statics] == ["lsm", "z", "slt"]
-    small = netcdf(tmp_path / "small.nc", static.isel(latitude=slice(1, None)))
-    with pytest.raises(ValueError, match="its latitude is 5 from 75 to -45, not 6 from 75 to -75"):
-        open_weather(path, AuroraConfig(), small)
-    with pytest.raises(ValueError, match="does not exist"):
-        open_weather(path, AuroraConfig(), tmp_path / "none.nc")
+    assert set(batch.surf_vars) == set(config.surf_vars)
+    parts = waves().drop_vars("dwi").assign({n: waves()["swh"] for n in ("10u_wave", "10v_wave")})
+    weather = open_weather([path, netcdf(tmp_path / "parts.nc", parts)], config)
+    assert set(weather.read(0).surf) == set(config.surf_vars)
+    lacking = netcdf(tmp_path / "lacking.nc", waves().drop_vars("dwi"))
+    with pytest.raises(ValueError, match=r"no 10u_wave \(nor dwi, its direction\), no 10v_wave"):
+        open_weather([path, lacking], config)
 
 
-class Evil:
-    """A pickle that would run code."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return eval, ("1 + 1",)
-
-
-def test_a_pickle_gives_arrays_and_runs_nothing(tmp_path: Path) -> None:
-    lat, lon = np.linspace(75.0, -75.0, ROWS), np.arange(COLS) * 30.0
-    fields = {
-        name: np.full((ROWS, COLS), n, dtype) for n, (name, dtype) in enumerate((("slt", "f8"), ("z", "f4")))
-    }
-    path = tmp_path / "static.pickle"
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps(fields, protocol))
-        found = read_statics(path, lat, lon)
-        np.testing.assert_array_equal(found["z"], fields["z"])
-        assert found["slt"].dtype == np.float32
-    for wrong, said in (
-        (pickle.dumps({"z": Evil()}), "holds builtins.eval, which is no array"),
-        (pickle.dumps([1]), "no pickle of arrays by name"),
-        (pickle.dumps({"z": np.zeros((2, 2))}), "has z on 2 x 2 points, the weather 6 x 12"),
-        (b"nonsense", "no pickle of arrays"),
-    ):
-        path.write_bytes(wrong)
-        with pytest.raises(ValueError, match=said):
-            read_statics(path, lat, lon)
+def test_what_is_only_predicted_or_computed_need_not_be_there(tmp_path: Path) -> None:
+    """Aurora v1.5: seven variables are targets at most, and sunlight comes from time and place."""
+    config, data = AuroraV1p5.default, with_own_statics(dataset(), *AuroraV1p5.default.static_vars[2:])
+    fed = [name for name in config.surf_vars if name not in (*config.output_only_surf_vars, "insolation")]
+    like = data["2m_temperature"]
+    data = data.assign({name: like.assign_attrs(units="") for name in fed[4:] if name not in ALIASES})
+    data = data.assign({ALIASES[name]: like.drop_attrs() for name in fed[4:] if name in ALIASES})
+    weather = open_weather(netcdf(tmp_path / "x.nc", data), config)
+    assert [*weather.read(0).surf] == [*fed, "insolation"] and len(weather.statics) == 36
+    assert ("variable", "computed from time and place", "insolation") in weather.mapping
+    data["blh"] = like
+    there = open_weather(netcdf(tmp_path / "y.nc", data), config)
+    assert set(there.read(0).surf) == {*fed, "blh", "insolation"}
+    levels = AuroraConfig(atmos_vars=("z", "t", "w"), static_vars=("lsm", "z"), output_only_atmos_vars=("w",))
+    assert [*open_weather(tmp_path / "y.nc", levels).read(0).atmos] == ["z", "t"]
 
 
 def test_our_store_is_read_too() -> None:

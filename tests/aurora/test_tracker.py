@@ -21,6 +21,7 @@ from aeris.aurora.tracker import NoEyeError, Tracker, distance_km, extrapolate, 
 
 TIME = datetime(2022, 9, 1)
 LEVELS = (500, 700, 850)
+AROUND_DEG = 14
 Land = Callable[[Tensor, Tensor], Tensor]
 # Name -> (grid spacing, start, move per step, steps, depth in Pa at a step, where land is).
 CASES: dict[
@@ -123,11 +124,19 @@ SMOOTH = [
 LOWEST = [-99.81366159327033] * 15
 
 
-def states(name: str) -> Iterator[tuple[Batch, datetime]]:
-    """Give the predictions of a case: a cyclone on wavy pressure, another one near it."""
+def states(name: str, whole: bool = False) -> Iterator[tuple[Batch, datetime]]:
+    """Give the predictions of a case: a cyclone on wavy pressure, another one near it.
+
+    Args:
+        name: of the case.
+        whole: from 44 S to 44 N, as the official tracker got them; else what lies around the track.
+    """
     spacing, start, move, steps, depth, land = CASES[name]
     lat = torch.arange(44, -44, -spacing, dtype=torch.float64)
     lon = torch.arange(round(360 / spacing), dtype=torch.float64) * spacing
+    if not whole:  # what a box may reach
+        lat = lat[(lat - start[0] - move[0] * steps / 2).abs() <= AROUND_DEG]
+        lon = lon[((lon - start[1] - move[1] * steps / 2 + 180) % 360 - 180).abs() <= AROUND_DEG]
     lats, lons = torch.meshgrid(lat, lon, indexing="ij")
     for i in range(1, steps + 1):
         eye = (start[0] + move[0] * i + 0.3 * math.sin(i), start[1] + move[1] * i + 0.2 * math.cos(2 * i))
@@ -241,7 +250,7 @@ def test_batches_that_cannot_be_tracked_are_refused() -> None:
     )
     poor = Batch({"10u": state.surf_vars["10u"]}, {}, {}, state.metadata)
     high = replace(state, metadata=replace(state.metadata, atmos_levels=(1, 2, 3)))
-    lat, lon = state.metadata.lat[:, None].expand(88, 360), state.metadata.lon.expand(88, 360)
+    lat, lon = (x.expand(state.spatial_shape) for x in (state.metadata.lat[:, None], state.metadata.lon))
     for batch, says in (
         (two, "has 2"),
         (poor, "lacks msl, 10v, lsm, z at 700 hPa"),
@@ -290,7 +299,7 @@ def print_official() -> None:
 
     for name, case in CASES.items():
         tracker: Any = TheirTracker(*case[1], TIME)
-        for state, time in states(name):
+        for state, time in states(name, whole=True):
             where = TheirMetadata(state.metadata.lat.float(), state.metadata.lon.float(), (time,), LEVELS)
             tracker.step(TheirBatch(state.surf_vars, state.static_vars, state.atmos_vars, where))
         track = [

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import subprocess
 import sys
 from datetime import datetime
 from types import SimpleNamespace
@@ -16,12 +15,14 @@ from aeris.aurora.batch import Batch
 from aeris.aurora.batch_files import to_cf
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.rollout import rollout
-from aeris.aurora.training import errors, official
+from aeris.aurora.training import errors, official, predictors
 from aeris.aurora.training.made_up import made_up_batch
+from aeris.aurora.training.pointwise import as_csv, check, difference_table
 from aeris.aurora.training.sequences import first_batch
 from aeris.aurora.training.sources import open_weather
-from aeris.aurora.training.validation import as_csv, check, difference_table
 from aeris.aurora.variants import VARIANTS
+from aeris.data.variables import Channel
+from aeris.log import console
 from tests.aurora.tiny_runs import write
 
 TIME = "2020-01-02T06"
@@ -51,7 +52,7 @@ def weather(tmp_path_factory):
 
 @pytest.fixture
 def config(checkpoint, weather, tmp_path):
-    made = program.ValidateConfig(str(checkpoint), f"b={checkpoint}", data=(str(weather),), time=TIME)
+    made = program.CheckConfig(str(checkpoint), f"b={checkpoint}", data=(str(weather),), time=TIME)
     return dataclasses.replace(made, out=str(tmp_path / "out"), device="cpu", plots=False)
 
 
@@ -73,7 +74,8 @@ def test_a_difference_is_found_where_it_is():
     assert apart.relative[place] == pytest.approx(
         apart.mean[place] / np.abs(b.values_CYX[place]).mean(), rel=1e-4
     )
-    assert apart.normalised[place] == pytest.approx(found.worst)
+    assert apart.normalised[place] == np.nanmax(apart.normalised)
+    assert found.worst == np.inf
     assert (apart.latitude_deg[place], apart.longitude_deg[place]) == (45.0, 112.5)
     assert apart.missing.tolist() == [1] + [0] * (len(a.channels) - 1)
     assert np.delete(apart.largest, place).max() == 0
@@ -86,6 +88,59 @@ def test_a_difference_is_found_where_it_is():
     assert float(rows["z", "500", "largest"]) == pytest.approx(1000, rel=1e-4)
     assert float(rows["2t", "", "missing"]) == 1
     assert difference_table(found).row_count == len(a.channels)
+
+
+def changed(fields, name, values):
+    """Return fields with other values of a channel."""
+    made = dataclasses.replace(fields, values_CYX=fields.values_CYX.copy())
+    made.values_CYX[fields.names.index(name)] = values
+    return made
+
+
+def shown(found):
+    with console.capture() as text:
+        console.print(difference_table(found), width=80)
+    return text.get()
+
+
+def test_what_is_not_known_is_no_agreement():
+    b = made_up_fields()
+    assert check(6, b, b, None, None).worst == 0
+    assert "missing" not in shown(check(6, b, b, None, None))
+    for values in (np.nan, np.inf):
+        found = check(6, changed(b, "2t", values), b, None, None)
+        assert found.worst == np.inf
+        assert found.difference.missing[0] == 9 * 16
+        assert "144 missing" in shown(found)
+    lost = changed(b, "2t", np.nan)
+    assert check(6, lost, lost, None, None).worst == np.inf
+    hole = np.where(np.arange(16) < 3, np.nan, b.values_CYX[0])
+    assert check(6, changed(b, "2t", hole), changed(b, "2t", hole), None, None).worst == 0
+    assert check(6, b, changed(b, "2t", hole), None, None).difference.missing.sum() == 9 * 3
+    opposite = check(6, changed(b, "2t", np.inf), changed(b, "2t", -np.inf), None, None)
+    assert opposite.difference.missing[0] == 9 * 16
+
+
+def test_channels_without_statistics_count():
+    b = made_up_fields()
+    unknown = Channel("mine", "mine", None, "")
+    b = dataclasses.replace(b, channels=(unknown, *b.channels[1:]))
+    off = b.values_CYX[0].copy()
+    off[4, 4] += 2 * off.std()
+    found = check(6, changed(b, "mine", off), b, None, None)
+    assert found.worst == pytest.approx(2, rel=1e-3)
+    flat = changed(b, "mine", 3.0)
+    assert check(6, flat, flat, None, None).worst == 0
+    assert check(6, changed(b, "mine", 4.0), flat, None, None).worst == np.inf
+
+
+def test_channels_that_only_one_has_are_named():
+    both = made_up_fields()
+    found = check(6, both, both.select([*both.names[2:5], *both.names[6:]]), both, None)
+    assert found.only_a == (*both.names[:2], both.names[5])
+    assert found.not_compared() == f"only A has 2t 10u {both.names[5]}: not compared"
+    assert check(6, both.select(["2t"]), both, None, None).not_compared().startswith("only B has 10u ")
+    assert check(6, both, both, None, None).not_compared() == ""
 
 
 def test_statistics_of_a_model_come_before_the_usual_ones():
@@ -119,33 +174,60 @@ def test_a_model_equals_itself(config):
     assert found.truth is not None
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
-def test_a_model_equals_its_own_predictions_in_a_file(config, model, weather, suffix, tmp_path):
-    batch = first_batch(open_weather(weather, model.config), TIME)
-    path = tmp_path / f"made{suffix}"
+@pytest.fixture(scope="module")
+def start(model, weather):
+    return first_batch(open_weather(weather, model.config), TIME)
+
+
+def test_a_model_equals_its_own_predictions_in_a_file(config, model, start, tmp_path):
+    paths = [tmp_path / "made.nc", tmp_path / "made.zarr"]
     with torch.inference_mode():
-        to_cf(rollout(model, batch, 3), path, batch.metadata.time)
-    config = dataclasses.replace(config, b=str(path), lead_h=(6, 18))
+        predictions = list(rollout(model, start, 3))
+    for path in paths:
+        to_cf(predictions, path, start.metadata.time)
+    config = dataclasses.replace(config, b=str(paths[0]), lead_h=(6, 18))
     assert [found.worst for found in program.run(config)] == [0, 0]
-    both = dataclasses.replace(config, a=f"a={path}", data=())
+    both = dataclasses.replace(config, a=f"a={paths[1]}", data=())
     assert [found.worst for found in program.run(both)] == [0, 0]
-    with pytest.raises(ValueError, match="24 h ahead; it has 6, 12, 18"):
-        program.run(dataclasses.replace(config, lead_h=(24,)))
-    with pytest.raises(ValueError, match="no prediction from 2020-01-02 00:00:00; it has 1 starts"):
-        program.run(dataclasses.replace(config, time="2020-01-02T00"))
     with pytest.raises(ValueError, match="needs the data they start from: --data"):
-        program.run(dataclasses.replace(config, data=()))
+        program.Job(dataclasses.replace(config, data=()))
+    with pytest.raises(ValueError, match="24 h ahead; it has 6, 12, 18"):
+        program.run(dataclasses.replace(both, lead_h=(24,)))
+    with pytest.raises(ValueError, match="no prediction from 2020-01-02 00:00:00; it has 1 starts"):
+        program.run(dataclasses.replace(both, time="2020-01-02T00"))
 
 
-def test_one_batch_in_a_file_is_a_prediction_too(config, model, weather, tmp_path):
-    batch = first_batch(open_weather(weather, model.config), TIME)
+def fill_with_280(self, batch):
+    """Stand in for a model that reads missing values itself."""
+    return dataclasses.replace(batch, surf_vars={k: x.nan_to_num(280.0) for k, x in batch.surf_vars.items()})
+
+
+def test_a_model_that_reads_missing_values_gets_them(model, tmp_path, monkeypatch):
+    weather = open_weather(write(tmp_path / "holes.nc", count=3, missing=True), model.config)
+    start = first_batch(weather, "2020-01-01T06")
+    seen = []
+
+    def look(self, batch):
+        seen.append({name for name, x in batch.surf_vars.items() if x.isnan().any()})
+        return fill_with_280(self, batch)
+
+    monkeypatch.setattr(VARIANTS["tiny"], "batch_transform_hook", look)
+    next(predictors.ModelPredictor("plain", "", model).forecast(start, [6]))
+    assert set().union(*seen) == set()
+    monkeypatch.setattr(VARIANTS["tiny"], "reads_missing", ("2t",))
+    next(predictors.ModelPredictor("reads", "", model).forecast(start, [6]))
+    assert set().union(*seen) == {"2t"}
+
+
+def test_one_batch_in_a_file_is_a_prediction_too(model, start, tmp_path):
     with torch.inference_mode():
-        made = model(batch)
+        made = model(start)
     made.to_netcdf(tmp_path / "made.nc")
-    config = dataclasses.replace(config, b=str(tmp_path / "made.nc"))
-    assert program.run(config)[0].worst == 0
+    found = predictors.open_predictor(str(tmp_path / "made.nc"))
+    (fields,) = found.forecast(start, [6])
+    assert np.array_equal(fields.values_CYX, errors.fields_of(made).values_CYX)
     with pytest.raises(ValueError, match="valid at 2020-01-02 12:00:00, not at 2020-01-02 18:00:00"):
-        program.run(dataclasses.replace(config, lead_h=(12,)))
+        list(found.forecast(start, [12]))
 
 
 def test_what_the_program_refuses(config, tmp_path):
@@ -162,17 +244,54 @@ def test_what_the_program_refuses(config, tmp_path):
         program.Job(dataclasses.replace(config, b=str(tmp_path / "junk.nc")))
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("hub:small", r"slt \(only small\)"),
+        ("hub:12h", r"a step in hours of 6 \(tiny\) and 12 \(12h\); the static variables slt \(only 12h\)"),
+        ("hub:air-pollution", r"the surface variables pm1 .*levels \(hPa\) of its own, "),
+    ],
+)
+def test_models_that_start_from_something_else_are_refused_before_they_are_made(config, other, words):
+    """Before a download even, and not fed with what the first model reads."""
+    with pytest.raises(ValueError, match=words):
+        program.Job(dataclasses.replace(config, b=other))
+
+
+def test_the_settings_of_a_forecaster_are_known_before_it_is_made(config, checkpoint, tmp_path):
+    assert predictors.settings_of(config.a) == VARIANTS["tiny"].default
+    assert predictors.settings_of(f"x=official:{checkpoint}") == VARIANTS["tiny"].default
+    assert predictors.settings_of("hub:v1.5") == VARIANTS["v1.5"].default
+    assert predictors.settings_of("persistence") is predictors.settings_of("a=made.nc") is None
+
+
 def test_the_official_package_is_asked_for_by_name(config, checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "aurora", None)
     with pytest.raises(ValueError, match="pip install microsoft-aurora"):
         program.Job(dataclasses.replace(config, b=f"official:{checkpoint}"))
 
 
+def test_a_broken_official_package_is_no_missing_one(config, checkpoint, monkeypatch, tmp_path):
+    """Without torchvision it works; what else it lacks is named."""
+    (tmp_path / "aurora.py").write_text("import torchvision.ops\nimport timm_of_no_kind\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "aurora", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    before = set(sys.modules)
+    try:
+        with pytest.raises(ValueError, match="is installed, but timm_of_no_kind is not: pip install timm_of"):
+            program.Job(dataclasses.replace(config, b=f"official:{checkpoint}"))
+    finally:
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] == "torchvision":
+                del sys.modules[name]
+
+
 def test_the_official_package_gets_its_own_batches_with_the_zone_of_times(
-    config, checkpoint, model, monkeypatch
+    config, checkpoint, model, monkeypatch, tmp_path
 ):
     """A stand-in for the package checks how it is called; parity itself is tested in test_golden.py."""
-    zones = []
+    zones, missing = [], []
 
     class Network(torch.nn.Module):
         def __init__(self, **settings):
@@ -189,6 +308,8 @@ def test_the_official_package_gets_its_own_batches_with_the_zone_of_times(
     def their_rollout(network, batch, steps):
         assert network.settings["embed_dim"] == model.config.embed_dim
         zones.append(batch.metadata.time[0].tzinfo)
+        missing.extend(name for name, x in batch.surf_vars.items() if x.isnan().any())
+        batch.surf_vars = {name: x.nan_to_num(280.0) for name, x in batch.surf_vars.items()}
         for made in rollout(model, official.ours(batch), steps):
             yield official.theirs(made)
 
@@ -202,19 +323,43 @@ def test_the_official_package_gets_its_own_batches_with_the_zone_of_times(
     found = program.run(dataclasses.replace(config, b=f"official:{checkpoint}", lead_h=(6, 12)))
     assert [one.worst for one in found] == [0, 0]
     assert str(zones[0]) == "UTC"
+    holes = write(tmp_path / "holes.nc", count=3, missing=True)
+    start = first_batch(open_weather(holes, model.config), "2020-01-01T06")
+    list(predictors.open_predictor(f"official:{checkpoint}").forecast(start, [6]))
+    assert missing == []
+    monkeypatch.setattr(VARIANTS["tiny"], "reads_missing", ("2t",))
+    list(predictors.open_predictor(f"official:{checkpoint}").forecast(start, [6]))
+    assert missing == ["2t"]
 
 
-def test_the_command_draws_maps_and_fails_above_its_tolerance(checkpoint, model, tmp_path):
-    pytest.importorskip("matplotlib")
-    other = tmp_path / "other.ckpt"
-    torch.save({name: 1.001 * x for name, x in model.state_dict().items()}, other)
-    words = [str(checkpoint), str(other), "--grid", "16", "32", "--out", str(tmp_path / "out")]
-    run = [sys.executable, "-m", "aeris.aurora.validate", *words, "--tolerance", "1e-6"]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "above the tolerance 1e-06" in done.stdout
-    assert (tmp_path / "out" / "maps_6h.png").stat().st_size > 10_000
+@pytest.mark.parametrize("wrong", ["factor", "missing"])
+def test_the_command_fails_above_its_tolerance(wrong, checkpoint, model, tmp_path, monkeypatch, capsys):
+    other, state = tmp_path / "other.ckpt", dict(model.state_dict())
+    if wrong == "factor":
+        state = {name: 1.001 * x for name, x in state.items()}
+    else:
+        name = next(name for name in state if "surf_heads.msl" in name and "bias" in name)
+        state[name] = state[name] * np.nan
+    torch.save(state, other)
+    words = [str(other), str(checkpoint), "--grid", "16", "32", "--out", str(tmp_path / "out")]
+    words += ["--tolerance", "1e-6" if wrong == "factor" else "10", "--device", "cpu"]
+    words += ["--no-plots"]
+    monkeypatch.setattr(sys, "argv", ["validate", *words])
+    with pytest.raises(SystemExit) as stop:
+        program.main()
+    assert stop.value.code == 1
+    assert "above the tolerance" in capsys.readouterr().out
     assert (tmp_path / "out" / "differences.csv").exists()
+
+
+def test_the_command_draws_maps_and_succeeds_within_its_tolerance(checkpoint, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    words = [str(checkpoint), f"b={checkpoint}", "--grid", "16", "32", "--out", str(tmp_path)]
+    words += ["--channels", "2t"]
+    monkeypatch.setattr(sys, "argv", ["validate", *words, "--tolerance", "1e-6", "--device", "cpu"])
+    program.main()
+    assert "above" not in capsys.readouterr().out
+    assert (tmp_path / "maps_6h.png").stat().st_size > 10_000
 
 
 def test_the_program_refuses_several_ranks(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aeris.aurora.batch import Batch, Metadata
+from aeris.aurora.model import Aurora
 from aeris.aurora.normalisation import location, scale
 from aeris.aurora.rollout import rollout
 from aeris.aurora.wave import (
@@ -194,3 +195,8 @@ def test_sea_mask_is_asked_for() -> None:
     del given.static_vars["wmb"]
     with pytest.raises(ValueError, match="needs the static variable wmb"):
         model()(given)
+
+
+def test_missing_waves_are_left_to_the_model() -> None:
+    assert Aurora.reads_missing == ()
+    assert set(AuroraWave.reads_missing) == {*WAVE_VARS, "dwi"}

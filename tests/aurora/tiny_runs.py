@@ -11,10 +11,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from aeris.aurora import normalisation
+from aeris.aurora import finetune, normalisation
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.training.config import FineTuneConfig
 from aeris.aurora.training.presets import PRESETS
+from aeris.aurora.training.run import FineTuning
 from aeris.aurora.training.starting_weights import build
 
 ROWS, COLS, LEVELS = 13, 16, (500, 850)  # a row more than patches of 4 tile
@@ -33,14 +34,20 @@ LEVELLED = {
 }
 SMALL = AuroraConfig(
     static_vars=("lsm", "z"),
-    encoder_depths=(1, 2, 1),
-    encoder_num_heads=(2, 4, 8),
-    decoder_depths=(1, 2, 1),
-    decoder_num_heads=(8, 4, 2),
+    encoder_depths=(1, 2),
+    encoder_num_heads=(2, 4),
+    decoder_depths=(2, 1),
+    decoder_num_heads=(4, 2),
     embed_dim=16,
     num_heads=2,
 )
 """A model of a few ten thousand weights, with every kind of them."""
+
+
+REPLAY = {
+    "size": 3, "fresh_every": 2, "at_first": 2, "lead_h": 12, "later_lead_h": 18, "later_from_images": 4
+}  # fmt: skip
+"""A buffer that is full after two updates."""
 
 
 def write(path: Path, start: str = "2020-01-01", count: int = 24, missing: bool = False) -> Path:
@@ -99,14 +106,12 @@ def small(preset: str, weather: tuple[str, ...], images: int = 4, **changes: Any
     """Return a preset for the small model, with a batch of 2; sections and plain settings are changed."""
     config = PRESETS[preset]().of("tiny", SMALL)
     sections: dict[str, dict[str, Any]] = {
-        "data": {"paths": tuple(weather)},
+        "data": {"paths": tuple(weather), "workers": 0},
         "train": {"images": images, "batch": 2},
         "optimizer": {"lr": 1e-3, "warmup_images": 2},
         "validate": {"every_images": 4, "samples": 1},
         "checkpoint": {"every_images": 4},
-        "replay": {"size": 5, "fresh_every": 2, "lead_h": 12, "later_lead_h": 18, "later_from_images": 6}
-        if preset == "lora-replay"
-        else {},
+        "replay": REPLAY if preset == "lora-replay" else {},
     }
     for name, values in changes.items():
         if isinstance(values, dict):
@@ -116,6 +121,13 @@ def small(preset: str, weather: tuple[str, ...], images: int = 4, **changes: Any
     for name, values in sections.items():
         config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values)})
     return config
+
+
+def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
+    """Train in `run_dir` as the program does."""
+    run = finetune.prepare(config, run_dir, "cpu")
+    finetune.train(run)
+    return run
 
 
 def records(run_dir: Path) -> list[dict]:

@@ -7,7 +7,8 @@ Install it in an environment of its own, as it pins old libraries (torch 2.13, o
     pip install torch==2.13.0 numpy einops scipy huggingface_hub safetensors pyyaml xarray netcdf4 pydantic
     pip install --no-deps microsoft-aurora==2.0.1 timm
 
-timm imports torchvision, which is not needed: where it is missing, benchmarks/official.py has a stand-in.
+timm imports torchvision, which is not needed: where it is missing, aeris/aurora/training/official.py has a
+stand-in.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.official import load_official
+from aeris.aurora.training.official import load_official
 from tests.golden.cases import CASES, Case, digest, grid, inputs, loss, noise, summarise, weight
 
 aurora: Any = load_official()

@@ -7,7 +7,7 @@ Legend: N forecasters, I init times, J lead times, C channels, Y rows, X cols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from aeris.aurora.batch import Batch
 from aeris.aurora.config import AuroraConfig
+from aeris.aurora.training.conditions import Predictor, require_same_input, steps_of
 from aeris.aurora.training.errors import (
     Array,
-    Fields,
+    ChannelFields,
     area_weights,
     errors,
     fields_of,
@@ -28,34 +29,6 @@ from aeris.aurora.training.errors import (
 from aeris.data.variables import Channel
 
 Stack = NDArray[np.float64]
-
-
-class Predictor(Protocol):
-    """Something that forecasts."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables and pictures."""
-        ...
-
-    @property
-    def made_from(self) -> str:
-        """What it was opened from."""
-        ...
-
-    @property
-    def config(self) -> AuroraConfig | None:
-        """The model's settings; None where there is no model."""
-        ...
-
-    @property
-    def timestep_h(self) -> float:
-        """Hours between its steps; 0 where it has none of its own."""
-        ...
-
-    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[Fields]:
-        """Give the fields at lead times in hours, which rise."""
-        ...
 
 
 class Sample(Protocol):
@@ -144,23 +117,11 @@ class Case:
     """The fields of one start, for maps."""
 
     init: np.datetime64
-    truth: dict[int, Fields] = field(default_factory=dict)
+    truth: dict[int, ChannelFields] = field(default_factory=dict)
     """By lead time in hours."""
-    forecasts: dict[str, dict[int, Fields]] = field(default_factory=dict)
+    forecasts: dict[str, dict[int, ChannelFields]] = field(default_factory=dict)
     """By name and lead time in hours."""
     land_YX: NDArray[np.floating] | None = None
-
-
-def steps_of(lead_h: Sequence[int], step_h: float) -> list[int]:
-    """Return how many model steps every lead time takes.
-
-    Raises:
-        ValueError: a lead time is no multiple of the step.
-    """
-    for one in lead_h:
-        if one <= 0 or one % step_h:
-            raise ValueError(f"a lead time of {one} h is no multiple of the model's step, {step_h:g} h")
-    return [round(one / step_h) for one in lead_h]
 
 
 def compare(
@@ -186,7 +147,8 @@ def compare(
         advance: called with the name of the forecaster after every start.
 
     Raises:
-        ValueError: no sample, a lead time that is none, or forecasts that do not fit the truth.
+        ValueError: no sample, a lead time that is none, models that start from different things, or forecasts
+            that do not fit the truth.
     """
     found = _Found(tuple(lead_h), step_h, weights, case_init)
     for predictor in predictors:
@@ -203,6 +165,7 @@ class _Found:
         self.lead_h, self.weights, self.case_init = lead_h, weights, case_init
         self.step_h = step_h
         self.made_from: dict[str, str] = {}
+        self.settings: dict[str, AuroraConfig | None] = {}
         self.tallies: list[dict[np.datetime64, Stack]] = []
         self.channels: tuple[Channel, ...] = ()
         self.case: Case | None = None
@@ -217,6 +180,8 @@ class _Found:
                 f"{predictor.name} makes steps of {predictor.timestep_h:g} h, others of {self.step_h:g} h: "
                 f"compare models of one step"
             )
+        self.settings[predictor.name] = predictor.config
+        require_same_input(self.settings)
         tally: dict[np.datetime64, Stack] = {}
         for sample in samples:
             init = np.datetime64(sample.input.metadata.time[0], "s")
@@ -250,7 +215,7 @@ class _Found:
         return Comparison(names, specs, times, *shape, mse, mae, bias), self.case
 
 
-def _scored(truth: Fields, predictor: Predictor) -> tuple[Channel, ...]:
+def _scored(truth: ChannelFields, predictor: Predictor) -> tuple[Channel, ...]:
     """Return the channels of the truth that the model predicts, all where it does not say."""
     if predictor.config is None:
         return truth.channels
@@ -263,7 +228,7 @@ def _land(batch: Batch) -> NDArray[np.floating] | None:
     return None if land is None else land.float().cpu().numpy()
 
 
-def _score(forecast: Fields, truth: Fields, channels: Sequence[Channel], weights: str) -> Stack:
+def _score(forecast: ChannelFields, truth: ChannelFields, channels: Sequence[Channel], weights: str) -> Stack:
     """Return mse, mae and bias [3, C] of the channels asked for, NaN where the forecast has none."""
     truth, forecast = matched(truth, forecast)
     found: Array = np.full((3, len(channels)), np.nan)

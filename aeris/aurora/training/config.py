@@ -5,16 +5,16 @@ A configuration comes from a preset, the command line or a run directory's `conf
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from aeris import config as configs
 from aeris.aurora.config import AuroraConfig
-from aeris.config import CheckpointConfig, OptimizerConfig, from_dict
+from aeris.config import CheckpointConfig, OptimizerConfig
+from aeris.run_directory import Flags, Free, check_unchanged, flag
 from swipe import checkpoint
 
 Paths = Annotated[tuple[str, ...], tyro.conf.arg(name="data", prefix_name=False)]
@@ -22,8 +22,20 @@ Static = Annotated[str, tyro.conf.arg(prefix_name=False)]
 Days = Annotated[tuple[str, str], tyro.conf.arg(prefix_name=False)]
 
 Checkpointing = Literal[
-    "none", "blocks", "layers", "encoder-decoder+blocks", "encoder-decoder+layers"
-]  # aeris/aurora/checkpointing.py
+    "none", "blocks", "lean-blocks", "layers", "encoder-decoder+blocks", "encoder-decoder+layers"
+]  # the policies of aeris/aurora/checkpointing.py
+
+FRESH = "fresh"
+"""What `weights` says where a run starts from random ones."""
+
+FLAGS: Flags = {
+    "variant": "--model",
+    "data.paths": "--data",
+    "data.static": "--static",
+    "data.train_period": "--train-period",
+    "data.validate_period": "--validate-period",
+}
+"""Flags of the command line that are not named after their section, as the annotations below say."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ class TrainConfig:
     batch: int = 1
     """Images per update over all ranks."""
     microbatch: int = 1
-    """Images per forward and backward pass; with the number of ranks it divides the batch."""
+    """Images per forward and backward pass; with the number of ranks it divides the batch. Random numbers, as
+    for dropped paths, are drawn for all its images at once: where there are any, it belongs to the run."""
     clip: float = 1.0
     """Largest L2 norm of the gradient; 0: any."""
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
@@ -130,8 +143,8 @@ class DataConfig:
     """First and last day that training may touch."""
     validate_period: Days = ("2022-01-01", "2022-12-31")
     """First and last day that validation may touch."""
-    workers: int = 0
-    """Processes that read samples beside the training; 0 reads in the training process."""
+    workers: int = 1
+    """Processes that read samples ahead of the training; 0: training waits for each."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ class FineTuneConfig:
     variant: Annotated[str, tyro.conf.arg(name="model")] = "small"
     """The model, a name of aeris.aurora.variants."""
     weights: str = ""
-    """Checkpoint file, run directory or hub:NAME the weights come from; empty: fresh ones."""
+    """Checkpoint file, run directory or hub:NAME the weights come from; fresh: random ones."""
     partial: bool = False
     """Accept weights that lack variables of the model or have more; what is lacking starts fresh."""
     aurora: AuroraConfig = field(default_factory=AuroraConfig)
@@ -178,8 +191,7 @@ def check(config: FineTuneConfig, world: int = 1) -> None:
         for name, least in limits.items():
             value = getattr(getattr(config, section), name)
             if not value >= least:
-                flag = f"--{section}.{name.replace('_', '-')}"
-                raise ValueError(f"{flag} is {value}: it must be at least {least}")
+                raise ValueError(f"{flag(f'{section}.{name}')} is {value}: it must be at least {least}")
     train, rollout, replay = config.train, config.rollout, config.replay
     if not config.parallel.timeout_s > 0:
         raise ValueError(f"--parallel.timeout-s is {config.parallel.timeout_s:g}: it must be positive")
@@ -191,6 +203,16 @@ def check(config: FineTuneConfig, world: int = 1) -> None:
         )
     if rollout.train == "adapters" and not config.aurora.use_lora:
         raise ValueError("--rollout.train adapters needs a model that has them: pass --aurora.use-lora")
+    if not config.weights:
+        raise ValueError(
+            "no weights to start from: pass --weights FILE, a run's directory or hub:NAME, or --weights "
+            f"{FRESH} to train random ones from scratch (preset pretrain)"
+        )
+    if rollout.train == "adapters" and config.weights == FRESH:
+        raise ValueError(
+            "adapters are trained on a frozen base that must come from somewhere: pass --weights FILE, a "
+            "run's directory or hub:NAME"
+        )
     if not config.data.paths:
         raise ValueError("no data to train on: pass --data PATH ...")
     _check_replay(config)
@@ -207,52 +229,22 @@ def _check_replay(config: FineTuneConfig) -> None:
         return
     for name in ("lead_h", "later_lead_h"):
         if getattr(replay, name) < step_h:
-            flag = f"--replay.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {getattr(replay, name)}: a step alone takes {step_h:g} h")
+            value = getattr(replay, name)
+            raise ValueError(f"{flag(f'replay.{name}')} is {value}: a step alone takes {step_h:g} h")
     if replay.at_first > replay.size:
         raise ValueError(f"--replay.at-first {replay.at_first} is more than --replay.size {replay.size}")
 
 
-def save(config: FineTuneConfig, path: Path) -> None:
-    """Write a configuration as JSON, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    partial.replace(path)
-
-
 def load(path: Path) -> FineTuneConfig:
-    """Read a configuration written by `save`.
+    """Read the configuration of a run.
 
     Raises:
         ValueError: the file is missing or not a configuration of this version; names the first bad entry.
     """
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist: {path.parent} is not a run directory of aeris.aurora.finetune"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); restore it from the command that started the run"
-        ) from None
-    if isinstance(values, dict) and "aurora" not in values:
-        raise ValueError(f"{path.parent} is a run of another program, not of aeris.aurora.finetune")
-    config: FineTuneConfig = from_dict(FineTuneConfig, values, str(path))
-    loss = dataclasses.replace(config.loss, weights=_pairs(config.loss.weights))
-    aurora = dataclasses.replace(
-        config.aurora,
-        surf_stats=_pairs(config.aurora.surf_stats),
-        rollout_input_clipping=_pairs(config.aurora.rollout_input_clipping),
-    )
-    return dataclasses.replace(config, loss=loss, aurora=aurora)
+    return configs.read(path, FineTuneConfig, "aeris.aurora.finetune")
 
 
-def _pairs(rows: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(tuple(row) for row in rows)
-
-
-FREE = {
+FREE: Free = {
     "aurora": {"autocast", "autocast_dtype", "autocast_parts", "use_fp16_safe_attention", "level_chunk"},
     "data": {"paths", "static", "workers"},
     "train": {
@@ -274,33 +266,15 @@ def check_same_run(config: FineTuneConfig, run_dir: Path) -> None:
     """
     if not checkpoint.complete(run_dir / "checkpoints"):
         return
-    free = dict(FREE)
+    fixed = set()
     if config.replay.size:  # its buffers belong to places in the batch
-        free["train"] = (free["train"] or set()) - {"batch"}
-    different = [
-        f"{name} {_short(before)} -> {_short(now)}"
-        for name, before, now in differences(load(run_dir / "config.json"), config)
-        if free.get(name.split(".")[0], set()) is not None
-        and name.split(".")[-1].replace("-", "_") not in (free.get(name.split(".")[0]) or ())
-    ]
-    if different:
-        different = [f"--{one}" for one in different]
-        raise ValueError(f"{run_dir} holds another run ({'; '.join(different)}): choose another --run-dir")
+        fixed.add("batch")
+    if draws_random_numbers(config.aurora):  # for a microbatch at once, keyed by its first image
+        fixed.add("microbatch")
+    free = {**FREE, "train": set(FREE["train"] or ()) - fixed}
+    check_unchanged(load(run_dir / "config.json"), config, free, run_dir, FLAGS)
 
 
-def differences(one: Any, other: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """List the settings in which two configurations differ: the flag without dashes, and both values."""
-    found: list[tuple[str, Any, Any]] = []
-    for entry in dataclasses.fields(one):
-        name = f"{prefix}{entry.name.replace('_', '-')}"
-        here, there = getattr(one, entry.name), getattr(other, entry.name)
-        if dataclasses.is_dataclass(here):
-            found += differences(here, there, f"{name}.")
-        elif here != there:
-            found.append((name, here, there))
-    return found
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = str(value) or "(none)"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def draws_random_numbers(aurora: AuroraConfig) -> bool:
+    """Whether a model in training draws random numbers: dropped paths or values, noise."""
+    return bool(aurora.drop_path or aurora.drop_rate or aurora.stochastic)

@@ -1,4 +1,4 @@
-"""How far fields are from each other: area-weighted scores against the truth, and point-wise differences.
+"""How far forecasts are from the truth: area-weighted scores of fields, and the channels they are made of.
 
 RMSE, MAE and bias weigh a row by the cosine of its latitude (or another scheme of aeris.data.variables) and
 leave out points at which either field is missing. Fields are in physical units and have Aurora's names.
@@ -8,9 +8,10 @@ Legend: C channels, Y rows, X cols.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ Values = NDArray[np.floating[Any]]
 
 SAME_DEG = 1e-4  # coordinates kept in float32 and float64 differ by less
 _UNITS = dict((*SURFACE.values(), *LEVELLED.values()))
+_LEVEL_AT_END = re.compile(r"(.*[^\d_.]|.*\d(?=_))_?(\d+(?:\.\d+)?)")
 
 
 def channel(name: str, level_hpa: float | None = None) -> Channel:
@@ -38,13 +40,31 @@ def channel(name: str, level_hpa: float | None = None) -> Channel:
     return Channel(spelled, variable, level_hpa, _UNITS.get(variable, ""))
 
 
+def split_name(name: str) -> tuple[str, float | None]:
+    """Split the name `channel` gives into variable and level: (z, 5) of z5, (so2, 850) of so2_850.
+
+    A name with statistics of its own is of a surface variable: (pm10, None), (swh1, None). Of a variable that
+    nobody knows, two digits or more at the end are a level.
+    """
+    match = _LEVEL_AT_END.fullmatch(name)
+    if match is None:
+        return name, None
+    variable, level_hpa = match[1], float(match[2])
+    if variable[-1].isdigit() or variable in LEVELLED:
+        return variable, level_hpa
+    if name in normalisation.scales:
+        return name, None
+    known = any(key.startswith(f"{variable}_") for key in normalisation.scales)
+    return (variable, level_hpa) if known or level_hpa >= 10 else (name, None)
+
+
 def variable_name(one: Channel) -> str:
     """Return Aurora's name of a channel's variable: z of z500."""
     return one.name if one.level_hpa is None else one.name.removesuffix(f"{one.level_hpa:g}").rstrip("_")
 
 
 @dataclass(frozen=True)
-class Fields:
+class ChannelFields:
     """Everything a Batch says about one sample at one time, as plain arrays."""
 
     channels: tuple[Channel, ...]
@@ -61,13 +81,13 @@ class Fields:
         """Names of the channels."""
         return tuple(one.name for one in self.channels)
 
-    def select(self, names: Sequence[str]) -> Fields:
+    def select(self, names: Sequence[str]) -> ChannelFields:
         """Return the channels `names`, in that order."""
         places = [self.names.index(name) for name in names]
         kept = tuple(self.channels[place] for place in places)
         return replace(self, channels=kept, values_CYX=self.values_CYX[places])
 
-    def rows(self, latitude_deg: Array) -> Fields:
+    def rows(self, latitude_deg: Array) -> ChannelFields:
         """Return the rows at `latitude_deg`: a model whose patches do not tile the grid gives fewer.
 
         Raises:
@@ -100,7 +120,7 @@ def _array(x: Tensor) -> Values:
     return x.detach().to("cpu", x.dtype if x.dtype == torch.float64 else torch.float32).numpy()
 
 
-def fields_of(batch: Batch, sample: int = 0) -> Fields:
+def fields_of(batch: Batch, sample: int = 0) -> ChannelFields:
     """Return the newest time of sample number `sample` of a batch: every variable but the static ones."""
     levels = batch.metadata.atmos_levels
     channels, values = [], []
@@ -113,10 +133,10 @@ def fields_of(batch: Batch, sample: int = 0) -> Fields:
             values.append(_array(x_BTLYX[sample, -1, place]))
     latitude, longitude = batch.metadata.lat.numpy(), batch.metadata.lon.numpy()
     time = np.datetime64(batch.metadata.time[sample], "s")
-    return Fields(tuple(channels), np.stack(values), latitude, longitude, time)
+    return ChannelFields(tuple(channels), np.stack(values), latitude, longitude, time)
 
 
-def matched(*fields: Fields) -> tuple[Fields, ...]:
+def matched(*fields: ChannelFields) -> tuple[ChannelFields, ...]:
     """Cut fields to the channels and rows that all have, channels in the order of the first.
 
     Raises:
@@ -137,12 +157,25 @@ def matched(*fields: Fields) -> tuple[Fields, ...]:
     return cut
 
 
-def area_weights(latitude_deg: Array, scheme: str = "cos") -> Array:
+@overload
+def area_weights(latitude_deg: Array, scheme: str = "cos") -> Array: ...
+
+
+@overload
+def area_weights(latitude_deg: Tensor, scheme: str = "cos") -> Tensor: ...
+
+
+def area_weights(latitude_deg: Array | Tensor, scheme: str = "cos") -> Array | Tensor:
     """Return the weight of every row [Y, 1], or of every point [Y, X] of a grid without rows; mean 1.
+
+    Float64; of a tensor a tensor, where it is.
 
     Raises:
         ValueError: an unknown scheme, or one that needs rows on a grid without them.
     """
+    if isinstance(latitude_deg, Tensor):
+        found = area_weights(latitude_deg.detach().to("cpu", torch.float64).numpy(), scheme)
+        return torch.from_numpy(found).to(latitude_deg.device)
     if latitude_deg.ndim == 1:
         return latitude_weights(latitude_deg, scheme)[:, None]
     if scheme != "cos":
@@ -172,60 +205,3 @@ def errors(forecast_CYX: Values, truth_CYX: Values, weight_YX: Array) -> Errors:
             means = (error_YX**2, np.abs(error_YX), error_YX)
             sums[:, place] = [np.sum(weights * one) / weights.sum() for one in means]
     return Errors(*sums)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How two fields differ point by point, one number per channel [C]; not weighted by area."""
-
-    largest: Array
-    """Greatest absolute difference."""
-    mean: Array
-    """Mean absolute difference."""
-    relative: Array
-    """Mean absolute difference over the mean absolute value of the second."""
-    normalised: Array
-    """Greatest absolute difference over the scale the model normalises the variable with."""
-    latitude_deg: Array
-    """Where the difference is greatest."""
-    longitude_deg: Array
-    missing: NDArray[np.int64]
-    """Points that exactly one of the two lacks."""
-
-
-def scales(channels: Sequence[Channel], surf_stats: dict[str, tuple[float, float]]) -> Array:
-    """Return what a variable is divided by in a model [C]; NaN where there are no statistics."""
-    found = []
-    for one in channels:
-        name = variable_name(one)
-        if one.level_hpa is None and name in surf_stats:
-            found.append(surf_stats[name][1])
-            continue
-        try:
-            found.append(normalisation.scale(name, one.level_hpa))
-        except ValueError:
-            found.append(np.nan)
-    return np.array(found, dtype=np.float64)
-
-
-def difference(one: Fields, other: Fields, scale_C: Array) -> Difference:
-    """Compare matched fields point by point; `scale_C` is of `scales`."""
-    count = len(one.channels)
-    numbers = np.full((6, count), np.nan)
-    missing = np.zeros(count, dtype=np.int64)
-    shape = one.values_CYX.shape[1:]
-    latitude, longitude = one.latitude_deg, one.longitude_deg
-    if latitude.ndim == 1:
-        latitude, longitude = np.broadcast_to(latitude[:, None], shape), np.broadcast_to(longitude, shape)
-    for place in range(count):
-        a_YX, b_YX = (x.values_CYX[place].astype(np.float64) for x in (one, other))
-        apart_YX = np.abs(a_YX - b_YX)
-        missing[place] = int((np.isfinite(a_YX) != np.isfinite(b_YX)).sum())
-        if not np.isfinite(apart_YX).any():
-            continue
-        worst = np.unravel_index(int(np.nanargmax(apart_YX)), shape)
-        most, mean = float(apart_YX[worst]), float(np.nanmean(apart_YX))
-        size = float(np.nanmean(np.abs(b_YX)))
-        relative = mean / size if size else (0.0 if not mean else np.inf)
-        numbers[:, place] = (most, mean, relative, most / scale_C[place], latitude[worst], longitude[worst])
-    return Difference(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], missing)

@@ -36,7 +36,7 @@ def made_up_batch(config: AuroraConfig, rows: int, cols: int, time: datetime, se
         ValueError: a variable has no statistics.
     """
     levels = config.level_condition or LEVELS_HPA
-    stats = {name: (location, scale) for name, location, scale in config.surf_stats}
+    stats = config.stats
     surf, atmos = {}, {}
     history = config.max_history_size
 

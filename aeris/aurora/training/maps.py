@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aeris.aurora.training.errors import Fields, Values, area_weights, errors, matched
+from aeris.aurora.training.errors import ChannelFields, Values, area_weights, errors, matched
 from aeris.data.variables import Channel
 from aeris.scores.display import display_unit
 from aeris.scores.plots.atlas import (
@@ -81,7 +81,7 @@ def _draw_differences(
 
 
 def plot_maps(
-    fields: Mapping[str, Fields],
+    fields: Mapping[str, ChannelFields],
     differences: Mapping[str, tuple[str, str]],
     path: Path,
     title: str,

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from aeris.aurora.batch import Batch
-from aeris.aurora.rollout import Model, next_input, start
-from aeris.aurora.training.missing import fill
+from aeris.aurora.rollout import Model, lead_times, next_input
 
 Gradient = Literal["through", "push-forward"]
 
@@ -30,14 +29,6 @@ Gradient = Literal["through", "push-forward"]
 def forward(model: Model, batch: Batch) -> Batch:
     """Predict one time step ahead."""
     return model(batch, **lead_times(model, len(batch.metadata.time)))
-
-
-def lead_times(model: Model, samples: int) -> dict[str, Tensor]:
-    """Return the lead times that a model wants as an argument; none if it has but one."""
-    if not model.variable_lead_time:
-        return {}
-    hours = model.timestep.total_seconds() / 3600
-    return {"lead_times": torch.full((samples,), hours, dtype=torch.float64)}
 
 
 def detached(batch: Batch) -> Batch:
@@ -48,11 +39,6 @@ def detached(batch: Batch) -> Batch:
         static_vars={name: x.detach() for name, x in batch.static_vars.items()},
         atmos_vars={name: x.detach() for name, x in batch.atmos_vars.items()},
     )
-
-
-def model_input(model: Model, batch: Batch, surf_stats: Any = None) -> Batch:
-    """Make the state a roll-out starts from: missing values filled, then as `aeris.aurora.rollout.start`."""
-    return start(model, fill(batch, surf_stats))
 
 
 def truth(model: Model, target: Batch, like: Batch) -> Batch:
@@ -90,7 +76,7 @@ class Roll:
         """Add the gradient of `share` times the mean loss of a roll-out to the weights.
 
         Args:
-            batch: where it starts, from `model_input`.
+            batch: where it starts, nothing missing, from `aeris.aurora.rollout.start`.
             targets: the truth at every step, from `truth`.
             share: of these samples in the update.
             last: whether the update has no more samples after these.

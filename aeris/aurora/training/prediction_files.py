@@ -9,7 +9,7 @@ from pathlib import Path
 from aeris.aurora.batch import Batch
 from aeris.aurora.batch_files import Predictions, open_cf
 from aeris.aurora.config import AuroraConfig
-from aeris.aurora.training.errors import Fields, fields_of
+from aeris.aurora.training.errors import ChannelFields, fields_of
 
 
 class FilePredictor:
@@ -35,7 +35,7 @@ class FilePredictor:
             except ValueError:
                 raise no_forecast from None
 
-    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[Fields]:
+    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[ChannelFields]:
         """Read the fields that were predicted from the time of a batch.
 
         Raises:

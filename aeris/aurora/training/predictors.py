@@ -12,10 +12,10 @@ LABEL=...           any of these with a name for tables and pictures
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,14 +26,15 @@ from aeris.aurora.config import AuroraConfig
 from aeris.aurora.model import Aurora
 from aeris.aurora.rollout import rollout
 from aeris.aurora.training import config as configs
-from aeris.aurora.training.comparison import Predictor
-from aeris.aurora.training.errors import Fields, fields_of
+from aeris.aurora.training.conditions import Predictor
+from aeris.aurora.training.errors import ChannelFields, fields_of
 from aeris.aurora.training.missing import fill
 from aeris.aurora.training.official import OfficialPredictor
 from aeris.aurora.training.prediction_files import FilePredictor
 from aeris.aurora.training.starting_weights import HUB, build, find_start
 from aeris.aurora.variants import VARIANTS
 
+OFFICIAL = "official:"
 KINDS = "a checkpoint file, a directory of a run, hub:NAME, official:FILE, FILE.nc, DIR.zarr or persistence"
 Precision = Literal["auto", "fp32", "bf16", "fp64"]
 _PREDICTIONS = (".nc", ".nc4", ".zarr")
@@ -42,19 +43,19 @@ _LABEL = re.compile(r"([\w .+-]+)=(.+)")
 
 
 class ModelPredictor:
-    """One of our models, rolled out; values the start lacks are filled with their mean."""
+    """One of our models, rolled out; missing values it cannot read are filled with their mean."""
 
     def __init__(self, name: str, made_from: str, model: Aurora) -> None:
         self.name, self.made_from, self.model = name, made_from, model.eval()
         self.config: AuroraConfig | None = model.config
         self.timestep_h = model.config.timestep_h
-        self._stats = {name: (location, scale) for name, location, scale in model.config.surf_stats}
+        self._stats = model.config.stats
 
-    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[Fields]:
+    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[ChannelFields]:
         """Roll the model out and give the fields at the lead times."""
         steps = {round(hours / self.timestep_h) for hours in lead_h}
         with torch.inference_mode():
-            start = fill(batch, self._stats)
+            start = fill(batch, self._stats, self.model.reads_missing)
             for number, prediction in enumerate(rollout(self.model, start, max(steps)), 1):
                 if number in steps:
                     yield fields_of(prediction)
@@ -67,7 +68,7 @@ class Persistence:
     config: AuroraConfig | None = None
     timestep_h = 0.0
 
-    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[Fields]:
+    def forecast(self, batch: Batch, lead_h: Sequence[int]) -> Iterator[ChannelFields]:
         """Give the fields of the start, dated ahead."""
         now = fields_of(batch)
         for hours in lead_h:
@@ -81,9 +82,9 @@ def label_of(word: str) -> tuple[str, str]:
         return match[1].strip(), match[2]
     if word.startswith(HUB):
         return word.removeprefix(HUB), word
-    path = Path(word.removeprefix("official:").rstrip("/"))
+    path = Path(word.removeprefix(OFFICIAL).rstrip("/"))
     name = path.stem if path.suffix in _SUFFIXES else path.name
-    return (f"official {name}" if word.startswith("official:") else name), word
+    return (f"official {name}" if word.startswith(OFFICIAL) else name), word
 
 
 def open_predictor(
@@ -103,8 +104,8 @@ def open_predictor(
     name, word = label_of(word)
     if word == "persistence":
         return Persistence()
-    if word.startswith("official:"):
-        path = _existing(word.removeprefix("official:"))
+    if word.startswith(OFFICIAL):
+        path = _existing(word.removeprefix(OFFICIAL))
         if precision == "bf16":
             raise ValueError(f"{word} is computed in fp32 or fp64, not bf16")
         dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -129,24 +130,42 @@ def check(words: Sequence[str]) -> None:
         if word.startswith(HUB):
             _known(word.removeprefix(HUB))
         elif word != "persistence":
-            _existing(word.removeprefix("official:"))
+            _existing(word.removeprefix(OFFICIAL))
+
+
+def settings_of(word: str, model: str = "") -> AuroraConfig | None:
+    """Return the settings of what a word names, without making a model or a download; None if it is none.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+    _, word = label_of(word)
+    if word == "persistence" or (not word.startswith((HUB, OFFICIAL)) and _holds_predictions(Path(word))):
+        return None
+    if word.startswith(OFFICIAL):
+        return VARIANTS[_known(model or identify(_existing(word.removeprefix(OFFICIAL))))].default
+    return _settings(word, model)[1]
+
+
+def _settings(word: str, model: str) -> tuple[str, AuroraConfig]:
+    """Return which variant one of our models is, and its settings."""
+    path = Path(word)
+    if word.startswith(HUB):
+        variant = _known(word.removeprefix(HUB))
+        return variant, VARIANTS[variant].default
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ValueError(f"{word} is no run of aeris.aurora.finetune; a forecaster is {KINDS}")
+        found = configs.load(path / "config.json")
+        return found.variant, found.aurora
+    raw = weights.read_checkpoint(_existing(word))
+    variant = _known(model or _identified(path, raw))
+    return variant, VARIANTS[variant].default.changed(use_lora=weights.has_lora(raw))
 
 
 def _open_model(word: str, model: str, device: str, precision: Precision) -> Aurora:
     """Make the model a word names, with its weights."""
-    path = Path(word)
-    if word.startswith(HUB):
-        variant = _known(word.removeprefix(HUB))
-        settings = VARIANTS[variant].default
-    elif path.is_dir():
-        if not (path / "config.json").exists():
-            raise ValueError(f"{word} is no run of aeris.aurora.finetune; a forecaster is {KINDS}")
-        found = configs.load(path / "config.json")
-        variant, settings = found.variant, found.aurora
-    else:
-        variant = _known(model or identify(_existing(word)))
-        has_lora = weights.has_lora(weights.read_checkpoint(path))
-        settings = VARIANTS[variant].default.changed(use_lora=has_lora)
+    variant, settings = _settings(word, model)
     if precision != "auto":
         settings = settings.changed(autocast=precision == "bf16", autocast_dtype="bfloat16")
     made = build(variant, settings, device)
@@ -160,7 +179,11 @@ def identify(path: Path) -> str:
     Raises:
         ValueError: its keys do not tell.
     """
-    name = weights.identify(weights.read_checkpoint(path))
+    return _identified(path, weights.read_checkpoint(path))
+
+
+def _identified(path: Path, raw: Mapping[str, Any]) -> str:
+    name = weights.identify(raw)
     if not name:
         raise ValueError(f"{path}: the keys do not tell which model this is for; say it with --model")
     return name

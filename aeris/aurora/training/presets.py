@@ -20,6 +20,7 @@ from typing import Any
 
 from aeris.aurora.config import AuroraConfig
 from aeris.aurora.training.config import (
+    FRESH,
     FineTuneConfig,
     LossConfig,
     ReplayConfig,
@@ -31,7 +32,11 @@ from aeris.config import CheckpointConfig, OptimizerConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A named training, for any model: the settings of the run, and what it changes in the model's."""
+    """A named training, for any model: the settings of the run, and what it changes in the model's.
+
+    What trains all weights trains without adapters, whatever the model's default: beside them a base that
+    learns too has nothing to be adapted to. Weights that have adapters want --aurora.use-lora: both train.
+    """
 
     config: FineTuneConfig
     aurora: Mapping[str, Any] = field(default_factory=dict)
@@ -45,12 +50,13 @@ def pretrain() -> Preset:
     """From scratch: 150,000 updates, half a cosine down to a tenth. [repeated]; drop path [said]."""
     return Preset(
         FineTuneConfig(
+            weights=FRESH,
             loss=LossConfig(table="pretraining", dataset="era5"),
             train=TrainConfig(images=150_000, clip=0.0),
             optimizer=_adamw(lr=5e-4, shape="cosine", lr_floor=0.1),
             checkpoint=CheckpointConfig(every_images=1_000, keep=2),
         ),
-        {"drop_path": 0.2},
+        {"drop_path": 0.2, "use_lora": False},
     )
 
 
@@ -62,7 +68,8 @@ def one_step() -> Preset:
             train=TrainConfig(images=8_000, clip=0.0),  # clipping only in roll-outs [said]
             optimizer=_adamw(lr=5e-5),
             checkpoint=CheckpointConfig(every_images=1_000, keep=2),
-        )
+        ),
+        {"use_lora": False},
     )
 
 
@@ -70,7 +77,8 @@ def two_step() -> Preset:
     """All weights, the mean loss of two steps, gradients through both: setup 2 of the article. [port]"""
     preset = one_step()
     train = replace(preset.config.train, clip=1.0)
-    return Preset(replace(preset.config, rollout=RolloutConfig(steps=2, gradient="through"), train=train))
+    rollout = RolloutConfig(steps=2, gradient="through")
+    return Preset(replace(preset.config, rollout=rollout, train=train), preset.aurora)
 
 
 def lora_three_step() -> Preset:

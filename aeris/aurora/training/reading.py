@@ -6,7 +6,6 @@ so that the prediction before it is there; what comes from disk is read ahead.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from aeris.aurora.batch import Batch
+from aeris.aurora.normalisation import Stats
 from aeris.aurora.training.config import FineTuneConfig
-from aeris.aurora.training.missing import fill
+from aeris.aurora.training.missing import count_missing, fill
 from aeris.aurora.training.replay import Buffer, Calendar, Draw, Ledger, advance
 from aeris.aurora.training.sequences import Sequences, first_batch, loader, read_batch
 from aeris.aurora.training.sources import Weather, open_weather
+from aeris.data.loader import read_ahead
 from aeris.reading import ImageOrder
 
 
@@ -31,8 +32,11 @@ class Item(NamedTuple):
     images: tuple[int, ...]
     """Numbers of the images."""
     input: Batch
+    """Nothing is missing: it was filled where it was read."""
     targets: tuple[Batch, ...]
     """The truth at every step."""
+    missing: tuple[int, int] = (0, 0)
+    """Values that the data lack of what was read for this, and all that were read."""
     draw: Draw | None = None
     """Where the input comes from, in replay."""
 
@@ -63,45 +67,50 @@ def open_data(config: FineTuneConfig) -> Data:
     """Open the data of a run.
 
     Raises:
-        ValueError: they lack variables, levels or static fields of the model, or a period has no sample.
+        ValueError: they lack variables, levels or static fields of the model, a period has no sample, or
+            training and validation share times.
     """
     data, steps = config.data, config.rollout.steps
     weather = open_weather(list(data.paths), config.aurora, data.static or None)
     history, step_h = config.aurora.max_history_size, config.aurora.timestep_h
-    training = Sequences(weather, data.train_period, history, steps, step_h)
+    stats = _stats(config)
+    training = Sequences(weather, data.train_period, history, steps, step_h, stats)
     validation = None
     if config.validate.every_images:
         judged = config.validate.steps or steps
-        validation = Sequences(weather, data.validate_period, history, judged, step_h)
+        validation = Sequences(weather, data.validate_period, history, judged, step_h, stats)
+        _check_apart(training, validation)
     return Data(weather, training, validation)
 
 
-def read_ahead(dataset: Any, order: Iterable[Any], workers: int, pin_memory: bool) -> Iterable[Any]:
-    """Read the entries of a data set that `order` names, one by one, in `workers` processes if there are any.
+def _stats(config: FineTuneConfig) -> Stats:
+    return config.aurora.stats
 
-    They are started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
-    """
-    parallel: dict[str, Any] = {}
-    if workers:
-        parallel = {
-            "multiprocessing_context": multiprocessing.get_context("forkserver"),
-            "prefetch_factor": 2,
-        }
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        **parallel,
-    )
+
+def _check_apart(training: Sequences, validation: Sequences) -> None:
+    """Refuse to validate on times that are trained on."""
+    (first, last), (start, end) = training.span, validation.span
+    if start <= last and first <= end:
+        raise ValueError(
+            f"training, {first} to {last}, and validation, {start} to {end}, share times: move "
+            "--train-period or --validate-period"
+        )
 
 
 def read_samples(config: FineTuneConfig, data: Data, images: ImageOrder, pin_memory: bool) -> Iterator[Item]:
     """Read the sequences of this rank."""
     train, workers = config.train, config.data.workers
     for sample in loader(data.training, images, train.microbatch, train.seed, workers, pin_memory):
-        yield Item(sample.images, sample.input, sample.targets)
+        yield Item(sample.images, sample.input, sample.targets, sample.missing)
+
+
+def read_validation(
+    config: FineTuneConfig, data: Data, samples: Iterable[int], pin_memory: bool
+) -> Iterator[Item]:
+    """Read the validation samples of these numbers, one by one."""
+    assert data.validation is not None, "asked for"
+    for sample in loader(data.validation, samples, 1, None, config.data.workers, pin_memory):
+        yield Item(sample.images, sample.input, sample.targets, sample.missing)
 
 
 class Replay:
@@ -114,7 +123,7 @@ class Replay:
         self.config, self.data = config, data
         batch, seed = config.train.batch, config.train.seed
         self.places = range(rank, batch, world)
-        like = _inputs(config, data, int(data.training.starts[0])).type(dtype)
+        like = _inputs(config, data, int(data.training.starts[0]))[0].type(dtype)
         calendar = make_calendar(config, data)
         self.buffers = {
             place: Buffer(Ledger(config.replay, calendar, seed, place, batch), like, self._clock)
@@ -134,11 +143,12 @@ class Replay:
         """Give the images of the next updates; between two, `keep` is called."""
         reads = _Reads(self.config, self.data)
         order = advance([buffer.ledger for buffer in self.buffers.values()], updates)
-        for draw, fresh, target in read_ahead(reads, order, self.config.data.workers, pin_memory):
+        workers = self.config.data.workers
+        for draw, fresh, target, missing in read_ahead(reads, order, None, workers, pin_memory):
             buffer = self.buffers[draw.image % self.config.train.batch]
             for place, batch in zip(draw.fresh, fresh):
                 buffer.put(place.slot, batch)
-            yield Item((draw.image,), buffer.state(draw), (target,), draw)
+            yield Item((draw.image,), buffer.state(draw), (target,), missing, draw)
 
     def keep(self, draw: Draw, batch: Batch, truth: Batch) -> None:
         """Put a prediction, as the next input, into the buffer it was drawn from."""
@@ -167,23 +177,29 @@ def make_calendar(config: FineTuneConfig, data: Data) -> Calendar:
 
 
 class _Reads(Dataset[Any]):
-    """What a draw needs from disk: (the draw, its fresh states, its target)."""
+    """What a draw needs from disk: (the draw, its fresh states, its target, missing values and all)."""
 
     def __init__(self, config: FineTuneConfig, data: Data) -> None:
         self.config, self.data = config, data
 
-    def __getitem__(self, draw: Draw) -> tuple[Draw, tuple[Batch, ...], Batch]:
-        fresh = tuple(_inputs(self.config, self.data, one.time) for one in draw.fresh)
-        return draw, fresh, read_batch(self.data.weather, [draw.target])
+    def __getitem__(self, draw: Draw) -> tuple[Draw, tuple[Batch, ...], Batch, tuple[int, int]]:
+        fresh = [_inputs(self.config, self.data, one.time) for one in draw.fresh]
+        target = read_batch(self.data.weather, [draw.target])
+        counts = (_count(target), *(counted for _, counted in fresh))
+        missing, values = (sum(numbers) for numbers in zip(*counts))
+        return draw, tuple(batch for batch, _ in fresh), target, (missing, values)
 
 
-def _inputs(config: FineTuneConfig, data: Data, newest: int) -> Batch:
-    """Read the input whose newest time is number `newest`, as a replay buffer keeps it."""
+def _inputs(config: FineTuneConfig, data: Data, newest: int) -> tuple[Batch, tuple[int, int]]:
+    """Read the input whose newest time is number `newest`, as a buffer keeps it; count what it lacked."""
     aurora = config.aurora
     time = data.weather.times[newest]
     batch = first_batch(data.weather, time, aurora.max_history_size, aurora.timestep_h)
-    stats = {name: (location, scale) for name, location, scale in aurora.surf_stats}
-    return fill(batch, stats).crop(aurora.patch_size)
+    return fill(batch, _stats(config)).crop(aurora.patch_size), _count(batch)
+
+
+def _count(batch: Batch) -> tuple[int, int]:
+    return count_missing((*batch.surf_vars.values(), *batch.atmos_vars.values()))
 
 
 def evenly(count: int, wanted: int) -> Sequence[int]:

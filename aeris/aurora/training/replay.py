@@ -139,7 +139,9 @@ class Ledger:
 
 
 class Buffer:
-    """The fields of one buffer, on the CPU.
+    """The fields of one buffer, on the CPU, in memory of its own.
+
+    While a checkpoint is written, its copy of all slots is in memory beside them: twice the fields.
 
     Args:
         ledger: says what is in it; drawn from here only.
@@ -154,12 +156,13 @@ class Buffer:
         self.slots: list[dict[str, Tensor]] = []
 
     def put(self, slot: int, batch: Batch) -> None:
-        """Keep the fields of a state."""
+        """Keep a copy of the fields of a state."""
         self._keep(slot, _fields(_on_cpu(batch)))
 
     def _keep(self, slot: int, fields: dict[str, Tensor]) -> None:
         types = _fields(self.like)
-        fields = {name: x.to(types[name].dtype) for name, x in fields.items()}
+        # Copied: what a worker read is memory it shares or has pinned, and there is little of either.
+        fields = {name: x.to(types[name].dtype, copy=True) for name, x in fields.items()}
         if slot == len(self.slots):
             self.slots.append(fields)
         else:

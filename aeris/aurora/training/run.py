@@ -1,16 +1,17 @@
 """The state of a training run of Aurora on one rank: model, optimizer, scores and replay buffers.
 
-All ranks work on other images of the batch; weights and optimizer state are divided over them (FSDP2).
-Everything random is keyed by the number of the image, so a run does not depend on the number of ranks or on
-restarts.
+All ranks work on other images of the batch; weights and optimizer state are divided over them (FSDP2). Each
+rank builds the whole model on its device first, in fp32, and keeps its part: 5 GB for the 1.3B model.
+Everything random is keyed by the number of an image, the first of its microbatch, so a run does not depend on
+the number of ranks or on restarts.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,9 @@ from aeris.aurora.config import AuroraConfig
 from aeris.aurora.loss import LossWeights, loss_weights
 from aeris.aurora.model import Aurora
 from aeris.aurora.swin3d import compile_blocks
-from aeris.aurora.training import config as configs
 from aeris.aurora.training.config import FineTuneConfig
-from aeris.aurora.training.curves import Scores
 from aeris.aurora.training.reading import Data, Replay
+from aeris.aurora.training.scores import Scores
 from aeris.aurora.training.starting_weights import Start, build
 from aeris.optim import make_optimizer, optimizer_tensors
 from swipe import checkpoint
@@ -78,16 +78,18 @@ def computed_in(config: FineTuneConfig, device: torch.device) -> tuple[AuroraCon
     return aurora, torch.float64 if precision == "fp64" else torch.float32
 
 
-def make_loss_weights(config: FineTuneConfig) -> LossWeights:
+def make_loss_weights(config: FineTuneConfig, levels: Sequence[float] | None = None) -> LossWeights:
     """Make the weights of the loss for what the model predicts.
 
+    Args:
+        levels: of the data in hPa; None: not known yet.
+
     Raises:
-        ValueError: a variable has none; says how to give one.
+        ValueError: a variable has none, or one is for nothing; says how to give one.
     """
-    loss, aurora = config.loss, config.aurora
-    variables = (*aurora.surf_vars, *aurora.atmos_vars)
+    loss, names = config.loss, (config.aurora.surf_vars, config.aurora.atmos_vars)
     try:
-        return loss_weights(loss.table, loss.dataset, variables, dict(loss.weights), loss.default)
+        return loss_weights(loss.table, loss.dataset, *names, levels, dict(loss.weights), loss.default)
     except ValueError as error:
         raise ValueError(f"{error} (--loss.weights NAME WEIGHT ..., --loss.default WEIGHT)") from None
 
@@ -110,12 +112,12 @@ class FineTuning:
         if start is not None:
             start.load(self.model)
         self.surf_stats = self.model.surf_stats
-        self.loss_weights = make_loss_weights(config)
+        self.loss_weights = make_loss_weights(config, data.weather.levels)
         if config.rollout.train == "adapters":
             self.model.freeze_base()
         self.model.configure_activation_checkpointing(config.train.checkpointing)
         if config.train.compile:
-            compile_blocks(self.model)
+            compile_blocks(self.model, fullgraph=True)  # rather an error than silent slowness
         shard(self.model, self.model.parts(), seat.groups.weights)
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scores = self.new_scores(config.rollout.steps)
@@ -145,7 +147,10 @@ class FineTuning:
         return state | (self.replay.tensors() if self.replay else {})
 
     def save(self) -> None:
-        """Start to write a checkpoint of this moment; it is whole when `checkpoints.wait` returns."""
+        """Start to write a checkpoint of this moment; it is whole when `checkpoints.wait` returns.
+
+        Until then all this rank's tensors are in memory once more, on the CPU; those of replay buffers too.
+        """
         self.scores.fold(self.seat.groups.world)
         meta = {
             "images_seen": self.images_seen,
@@ -191,33 +196,3 @@ class FineTuning:
             partial = path.with_name(path.name + ".partial")
             torch.save(state, partial)
             os.replace(partial, path)
-
-
-def latest(run_dir: Path) -> Path:
-    """Return the newest complete checkpoint of a run.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = checkpoint.complete(run_dir / "checkpoints")
-    if not found:
-        raise ValueError(f"the run {run_dir} has no complete checkpoint yet")
-    return found[-1]
-
-
-def load_model(run_dir: Path, device: torch.device | str = "cpu", path: Path | None = None) -> Aurora:
-    """Load the model of a run, in evaluation mode and fp32, as configured.
-
-    Args:
-        path: which checkpoint; the newest by default.
-
-    Raises:
-        ValueError: this is no run, or it has no whole checkpoint.
-    """
-    run_dir = Path(run_dir)
-    config = configs.load(run_dir / "config.json")
-    aurora, _ = computed_in(config, torch.device(device))
-    model = build(config.variant, aurora, "cpu")
-    tensors: dict[str, Any] = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    checkpoint.load(path or latest(run_dir), tensors)
-    return model.eval().requires_grad_(False).to(device)

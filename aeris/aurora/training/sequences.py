@@ -9,21 +9,23 @@ Shapes: B batch, T history, K targets, C levels, H rows, W columns.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from aeris.aurora.batch import Batch, Metadata
+from aeris.aurora.normalisation import Stats
+from aeris.aurora.training.missing import count_missing, fill_levels, fill_surface
 from aeris.aurora.training.sources import Weather
+from aeris.data.loader import permutation, read_ahead
+from aeris.data.plan import read_period
 
 PREFETCH = 2  # microbatches each worker has ready; a sample of 0.25 degrees and two targets is 1.1 GB
 
@@ -38,10 +40,18 @@ class Sequence:
     """The K states that follow, a step apart, each with a history of 1. Missing values are NaN."""
     images: tuple[int, ...]
     """Numbers of the images, [B]."""
+    missing: tuple[int, int] = (0, 0)
+    """Values of input and targets that the data lack, and all there are; counted where inputs are filled."""
 
     def to(self, device: str | torch.device) -> Sequence:
         """Move the fields to a device."""
-        return Sequence(self.input.to(device), tuple(b.to(device) for b in self.targets), self.images)
+        return replace(self, input=self.input.to(device), targets=tuple(b.to(device) for b in self.targets))
+
+    def pin_memory(self) -> Sequence:
+        """Copy the fields to memory that a GPU reads from without waiting."""
+        return replace(
+            self, input=self.input.pin_memory(), targets=tuple(b.pin_memory() for b in self.targets)
+        )
 
 
 class Sequences:
@@ -54,6 +64,8 @@ class Sequences:
         history: input states T.
         targets: states to predict K.
         step_h: hours from one state to the next, of the past as of the future.
+        filling: location and scale of surface variables that replace the usual ones, where missing values of
+            inputs and static variables are to be filled and counted as they are read; None: they stay.
 
     Attributes:
         starts: index in the weather of the last input of every sample, int64, rising.
@@ -69,15 +81,19 @@ class Sequences:
         history: int = 2,
         targets: int = 1,
         step_h: float = 6.0,
+        filling: Stats | None = None,
     ) -> None:
         if history < 1 or targets < 0 or step_h <= 0:
             raise ValueError(
                 f"a sample needs a history and a step above zero, not {history} states, {targets} targets "
                 f"and {step_h} h"
             )
-        self.weather, self.history, self.targets = weather, history, targets
+        self.weather, self.history, self.targets, self.filling = weather, history, targets, filling
+        self._static = _static_of(weather)
+        if filling is not None:
+            self._static = {name: fill_surface(name, x, filling) for name, x in self._static.items()}
         self._step = np.timedelta64(round(step_h * 3600), "s")
-        self._places = self._find(*_dates(period, weather.times))
+        self._places = self._find(*read_period(period, weather.times))
         self.starts: NDArray[np.int64] = self._places[:, history - 1]
 
     def _find(self, start: np.datetime64, end: np.datetime64) -> NDArray[np.int64]:
@@ -96,6 +112,11 @@ class Sequences:
             )
         return places[whole].astype(np.int64)
 
+    @property
+    def span(self) -> tuple[np.datetime64, np.datetime64]:
+        """The first and the last time that samples touch, as input or target."""
+        return self.weather.times[self._places.min()], self.weather.times[self._places.max()]
+
     def __len__(self) -> int:
         """Return the number of samples, the length of an epoch."""
         return len(self.starts)
@@ -103,7 +124,7 @@ class Sequences:
     def sample_at(self, image: int, seed: int) -> int:
         """Return the sample that an image is, 0 <= i < len(self)."""
         epoch, place = divmod(image, len(self))
-        return int(_permutation(seed, epoch, len(self))[place])
+        return int(permutation(seed, epoch, len(self))[place])
 
     def indices(self, sample: int) -> tuple[int, ...]:
         """Return the numbers of the times of a sample in the weather, [T + K]."""
@@ -114,10 +135,19 @@ class Sequences:
         return self.collate([self.read(sample, sample)])
 
     def read(self, sample: int, image: int) -> Read:
-        """Read the fields of a sample."""
+        """Read the fields of a sample, and fill its input if that is asked for."""
         fields = self.weather.read_many(self.indices(sample))
         surf, atmos = ({k: torch.from_numpy(x) for k, x in part.items()} for part in fields)
-        return Read(surf, atmos, torch.tensor(sample), torch.tensor(image))
+        counts = (0, 0)
+        if self.filling is not None:
+            counts = count_missing((*surf.values(), *atmos.values()))
+        if self.filling is not None and counts[0]:
+            past, levels = slice(self.history), self.weather.levels
+            for name, x in surf.items():
+                x[past] = fill_surface(name, x[past], self.filling)
+            for name, x in atmos.items():
+                x[past] = fill_levels(name, x[past], levels)
+        return Read(surf, atmos, torch.tensor(sample), torch.tensor(image), torch.tensor(counts))
 
     def collate(self, samples: Several[Read]) -> Sequence:
         """Make a microbatch of samples read."""
@@ -132,11 +162,13 @@ class Sequences:
             moments = self.weather.times[self._places[samples, last - 1]]
             surf = {name: x[:, first:last] for name, x in read.surf.items()}
             atmos = {name: x[:, first:last] for name, x in read.atmos.items()}
-            return make_batch(self.weather, surf, atmos, list(moments))
+            return make_batch(self.weather, surf, atmos, list(moments), self._static)
 
         last = [self.history + k for k in range(self.targets + 1)]
         images = tuple(int(i) for i in read.image)
-        return Sequence(cut(0, last[0]), tuple(cut(one - 1, one) for one in last[1:]), images)
+        missing, values = (int(n) for n in read.missing.sum(dim=0))
+        targets = tuple(cut(one - 1, one) for one in last[1:])
+        return Sequence(cut(0, last[0]), targets, images, (missing, values))
 
 
 class Read(NamedTuple):
@@ -150,16 +182,26 @@ class Read(NamedTuple):
     """int64, [B] once stacked."""
     image: Tensor
     """int64, [B] once stacked."""
+    missing: Tensor
+    """Values that the data lack, and all there are: int64 [2], [B, 2] once stacked."""
 
 
 def make_batch(
-    weather: Weather, surf: dict[str, Tensor], atmos: dict[str, Tensor], times: Several[np.datetime64]
+    weather: Weather,
+    surf: dict[str, Tensor],
+    atmos: dict[str, Tensor],
+    times: Several[np.datetime64],
+    static: dict[str, Tensor] | None = None,
 ) -> Batch:
-    """Add place, time and static fields to fields [B, T, H, W] and [B, T, C, H, W]."""
+    """Add place, time and static fields (the weather's) to fields [B, T, H, W] and [B, T, C, H, W]."""
     moments = tuple(time.astype("datetime64[us]").item() for time in times)
     lat, lon = torch.from_numpy(weather.lat), torch.from_numpy(weather.lon)
-    static = {name: torch.from_numpy(x) for name, x in weather.statics.items()}
+    static = _static_of(weather) if static is None else dict(static)
     return Batch(surf, static, atmos, Metadata(lat, lon, moments, weather.levels))
+
+
+def _static_of(weather: Weather) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(x) for name, x in weather.statics.items()}
 
 
 def read_batch(weather: Weather, indices: Several[int]) -> Batch:
@@ -192,7 +234,7 @@ def loader(
     sequences: Sequences,
     images: Iterable[int],
     microbatch: int,
-    seed: int,
+    seed: int | None,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Sequence]:
@@ -202,58 +244,21 @@ def loader(
         sequences: the samples.
         images: numbers of the images of this rank, from any on.
         microbatch: samples B of one.
-        seed: of the permutations.
-        workers: processes that read ahead, each opening the weather for itself; 0 reads when asked. They are
-            started by a fork server: forking a process that uses MPI or an accelerator hangs or crashes.
+        seed: of the permutations; None: an image is the sample of its number.
+        workers: processes that read ahead, each opening the weather for itself; 0 reads when asked.
         pin_memory: hand on fields in memory that a GPU reads from without waiting.
     """
-    parallel: dict[str, Any] = {}
-    if workers:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is imported once, not in every worker
-        parallel = {"multiprocessing_context": context, "prefetch_factor": PREFETCH}
-    read: DataLoader[Read] = DataLoader(
-        _Images(sequences, seed),
-        batch_size=microbatch,
-        sampler=images,
-        num_workers=workers,
-        collate_fn=default_collate,
-        pin_memory=pin_memory,
-        **parallel,
-    )
-    for one in read:
+    dataset = _Images(sequences, seed)
+    for one in read_ahead(dataset, images, microbatch, workers, pin_memory, PREFETCH):
         yield sequences.assemble(one)
 
 
 class _Images(Dataset[Read]):
-    """Samples by the number of the image, any integer from 0."""
+    """Samples by the number of the image, any integer from 0; without a seed by their own number."""
 
-    def __init__(self, sequences: Sequences, seed: int) -> None:
+    def __init__(self, sequences: Sequences, seed: int | None) -> None:
         self.sequences, self.seed = sequences, seed
 
     def __getitem__(self, image: int) -> Read:
-        return self.sequences.read(self.sequences.sample_at(image, self.seed), image)
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
-    """Permute an epoch by sorting raw Philox output, which unlike `permutation` never changes with numpy."""
-    raw = np.random.Philox(key=(seed % 2**64) + (epoch << 64)).random_raw(length)
-    return np.argsort(raw, kind="stable")
-
-
-def _dates(
-    period: tuple[str | np.datetime64, str | np.datetime64], times: NDArray[np.datetime64]
-) -> tuple[np.datetime64, np.datetime64]:
-    """Read a pair of dates; the end of `2018` is its last second, an empty one is the end of `times`."""
-    second = np.timedelta64(1, "s")
-    try:
-        start = np.datetime64(period[0] or times[0]).astype("datetime64[s]")
-        end = np.datetime64(period[1] or times[-1])
-    except ValueError:
-        raise ValueError(f"{period[0]} {period[1]} are not two dates such as 2018 or 2018-12-31T18") from None
-    if np.datetime_data(end)[0] in ("Y", "M", "W", "D", "h", "m"):
-        end = (end + 1).astype("datetime64[s]") - second
-    if start > end:
-        raise ValueError(f"the period {period[0]} to {period[1]} ends before it begins")
-    return start, end.astype("datetime64[s]")
+        sample = image if self.seed is None else self.sequences.sample_at(image, self.seed)
+        return self.sequences.read(sample, image)

@@ -14,21 +14,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from aeris.aurora.config import AuroraConfig
+from aeris.aurora.insolation import insolation
 from aeris.aurora.normalisation import location, scale
 from aeris.aurora.training.statics import OTHER_NAMES, Field, read_statics
+from aeris.data.axes import LEVEL, TIME
 from aeris.data.header import HEADER
-from aeris.data.sources import Source, Sources, Variable, open_source
+from aeris.data.sources import Sources, open_source
 from aeris.data.store import Store
 from aeris.data.variables import ALIASES, STATIC
 
 Times = NDArray[np.datetime64]
 Paths = str | Path | Sequence[str | Path]
 
+SUN = "insolation"  # an input of Aurora v1.5 that no file holds
+WIND_PARTS, DIRECTION = ("10u_wave", "10v_wave"), "dwi"  # Wave takes these, or the direction of `wind`
 
-class Fields(NamedTuple):
+
+class Snapshot(NamedTuple):
     """The fields of one or several times."""
 
     surf: dict[str, Field]
@@ -83,9 +89,8 @@ class Weather:
         levels: Sequence[float] = (),
     ) -> None:
         self._origin = origin
-        self._surf = {name: _known_as(name) for name in config.surf_vars}
-        self._atmos = {name: _known_as(name) for name in config.atmos_vars}
-        self._check_variables()
+        self._surf, self._atmos = self._choose_variables(config)
+        self._has_sun = SUN in config.surf_vars
         # Copies: those of an origin may be views that cannot be written, which tensors dislike.
         self.lat, self.lon = np.array(origin.lat), np.array(origin.lon)
         found = self._levels(config, levels)
@@ -99,15 +104,33 @@ class Weather:
             raise ValueError("no time has all of " + ", ".join((*self._surf.values(), *self._atmos.values())))
         self.mapping = self._describe(max(map(len, every)), static)
 
-    def _check_variables(self) -> None:
+    def _choose_variables(self, config: AuroraConfig) -> tuple[dict[str, str], dict[str, str]]:
+        """Settle what is read, at the surface and on levels: Aurora's name -> the name in the origin.
+
+        What a model only predicts is read where it is there. The parts of a wave's wind may be there as its
+        direction; the model splits it. Sunlight is computed.
+        """
         offered = {name: bool(self._origin.levels(name)) for name in self._origin.offers()}
-        missing = [key for key, name in self._surf.items() if offered.get(name, True)]
-        missing += [f"{key} on levels" for key, name in self._atmos.items() if not offered.get(name, False)]
+        asked = [name for name in config.surf_vars if name != SUN]
+        if "wind" in asked and offered.get(DIRECTION) is False and not set(WIND_PARTS) <= set(offered):
+            asked = list(dict.fromkeys(DIRECTION if name in WIND_PARTS else name for name in asked))
+        surf, atmos, missing = {}, {}, []
+        for name in asked:
+            if offered.get(_known_as(name)) is False:
+                surf[name] = _known_as(name)
+            elif name not in config.output_only_surf_vars:
+                missing.append(f"{name} (nor {DIRECTION}, its direction)" if name in WIND_PARTS else name)
+        for name in config.atmos_vars:
+            if offered.get(_known_as(name)):
+                atmos[name] = _known_as(name)
+            elif name not in config.output_only_atmos_vars:
+                missing.append(f"{name} on levels")
         if missing:
             raise ValueError(
                 f"the weather has no {', no '.join(missing)}; it has {', '.join(offered)}. Add a source that "
                 "has, or choose a model without"
             )
+        return surf, atmos
 
     def _levels(self, config: AuroraConfig, asked: Sequence[float]) -> list[float]:
         """Settle the levels: those asked for, else those of the model, else those every variable can have."""
@@ -138,8 +161,8 @@ class Weather:
         if missing:
             where = f"neither {path} nor the weather has" if path else "the weather has not"
             raise ValueError(
-                f"{where} the static {', '.join(missing)}: name a file with --static (the official package's "
-                "static.pickle, or NetCDF), or choose a model without"
+                f"{where} the static {', '.join(missing)} (no levels, no change in time): name a file with "
+                "--static (the official package's static.pickle, or NetCDF), or choose a model without"
             )
         return found
 
@@ -149,6 +172,7 @@ class Weather:
             *self._origin.mapping,
             *(("variable", self._origin.describe(name), key) for key, name in variables),
         ]
+        rows += [("variable", "computed from time and place", SUN)] if self._has_sun else []
         levels = [level for name in self._atmos.values() for level in self._origin.levels(name)]
         rows.append(
             ("levels", f"{len({*levels})} in all", " ".join(f"{one:g}" for one in self.levels) + " hPa")
@@ -169,19 +193,23 @@ class Weather:
         place = int(np.searchsorted(self.times, moment))
         return place if place < len(self.times) and self.times[place] == moment else None
 
-    def read(self, index: int) -> Fields:
+    def read(self, index: int) -> Snapshot:
         """Read one time: [H, W] and [C, H, W]."""
         many = self.read_many([index])
-        return Fields({k: x[0] for k, x in many.surf.items()}, {k: x[0] for k, x in many.atmos.items()})
+        return Snapshot({k: x[0] for k, x in many.surf.items()}, {k: x[0] for k, x in many.atmos.items()})
 
-    def read_many(self, indices: Sequence[int]) -> Fields:
+    def read_many(self, indices: Sequence[int]) -> Snapshot:
         """Read rising times together, each file once: [n, H, W] and [n, C, H, W]."""
         times = self.times[list(indices)]
         wanted = [(name, ()) for name in self._surf.values()]
         levelled = [(name, self.levels) for name in self._atmos.values()]
         found = self._origin.read([*wanted, *levelled], times)
         surf = {key: x[:, 0] for key, x in zip(self._surf, found[: len(wanted)], strict=True)}
-        return Fields(surf, dict(zip(self._atmos, found[len(wanted) :], strict=True)))
+        if self._has_sun:
+            lat, lon = torch.from_numpy(self.lat), torch.from_numpy(self.lon)
+            moments = times.astype("datetime64[us]").tolist()
+            surf[SUN] = insolation(moments, lat, lon).to(torch.float32).numpy()
+        return Snapshot(surf, dict(zip(self._atmos, found[len(wanted) :], strict=True)))
 
 
 def open_weather(
@@ -195,7 +223,8 @@ def open_weather(
     Args:
         paths: NetCDF files, Zarr directories or addresses (gs://...), cut by time or variable; directories
             of NetCDF files; or one HDF5 store of `aeris.data`.
-        config: which variables; with `level_condition` also which levels.
+        config: which variables, those it only predicts where they are there; with `level_condition` also
+            which levels.
         static: file of static fields that come before those of the weather.
         levels: in hPa. Empty: the model's, or else all that there are statistics for.
 
@@ -219,8 +248,11 @@ def _known_as(name: str) -> str:
 
 def _own_names(config: AuroraConfig) -> list[str]:
     """List variables that `aeris.data` does not know, to be looked for under Aurora's names."""
-    known = set(ALIASES.values())
-    return [name for name in (*config.surf_vars, *config.atmos_vars) if _known_as(name) not in known]
+    moving = [*config.surf_vars, *config.atmos_vars]
+    wind = [DIRECTION] if set(WIND_PARTS) & set(moving) else []
+    static = [other for name in config.static_vars for other in (name, *OTHER_NAMES.get(name, ()))]
+    known = {*ALIASES, *ALIASES.values(), SUN}
+    return [name for name in dict.fromkeys((*moving, *wind, *static)) if name not in known]
 
 
 def _has_statistics(name: str, level: float) -> bool:
@@ -251,10 +283,7 @@ class FilesOrigin:
     def sources(self) -> Sources:
         """The opened files."""
         if self._opened is None:
-            parts = [open_source(path) for path in self._paths]
-            for part in parts:
-                _take_over(part, self._own_names)
-            self._opened = Sources(parts)
+            self._opened = Sources([open_source(path, as_is=self._own_names) for path in self._paths])
         return self._opened
 
     def offers(self) -> list[str]:
@@ -278,9 +307,26 @@ class FilesOrigin:
         return [self.sources.read(variable, times, levels) for variable, levels in wanted]
 
     def static(self, variable: str) -> Field | None:
-        """Read a field that does not change, [H, W]; None if there is none."""
+        """Read a field that does not change, [H, W]; None if there is none.
+
+        Raises:
+            ValueError: it changes.
+        """
         known = {name for name, _ in STATIC.values()}
-        return self.sources.read_static(variable) if variable in known & {*self.offers()} else None
+        having = self.sources.having(variable)
+        if not having or (variable not in known and variable not in self._own_names):
+            return None
+        part = having[0]
+        dims = part.variables[variable].dims
+        if LEVEL in dims:
+            return None
+        first = self.sources.read_static(variable)
+        count = len(part.axes.times) if TIME in dims else 1
+        if variable not in known and count > 1:
+            last = part.read(variable, count - 1, count)[0, 0]
+            if not np.array_equal(first, last, equal_nan=True):
+                raise ValueError(f"{variable} of {part.path} changes with time: it cannot be a static field")
+        return first
 
     def describe(self, variable: str) -> str:
         """Say how a variable is kept: its name there, its dims, and its change of units."""
@@ -303,16 +349,6 @@ def _expand(path: str | Path) -> list[str]:
     if not files:
         raise ValueError(f"{path} is neither a store nor a Zarr directory, and holds no NetCDF file")
     return files
-
-
-def _take_over(part: Source, names: Sequence[str]) -> None:
-    """Add variables under names of their own, as they are: taken to be in the units of the model."""
-    for name in names:
-        if name in part.raw.data_vars and name not in part.variables:
-            dims = {role: dim for role, dim in part.axes.dims.items() if dim in part.raw[name].dims}
-            if {"latitude", "longitude"} <= set(dims):
-                part.variables[name] = Variable(name, dims, 1.0, 0.0)
-                part.mapping.append(("variable", name, "taken as it is"))
 
 
 class StoreOrigin:

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aeris.data.axes import LATITUDE, LONGITUDE, Axes, find_axes
+from aeris.data.axes import LATITUDE, LEVEL, LONGITUDE, Axes, find_axes
 from aeris.data.sources import SAME_DEG
 
 Field = NDArray[np.float32]
@@ -86,18 +86,30 @@ def _open(path: Path) -> Any:
 
 
 def _from_dataset(raw: Any, axes: Axes) -> dict[str, Field]:
-    """Take every variable on the grid; the first place of any other dimension."""
+    """Take every variable on the grid that has no levels and does not change along any other dimension."""
     lat, lon = axes.dims[LATITUDE], axes.dims[LONGITUDE]
     spelled = {other: name for name, others in OTHER_NAMES.items() for other in others}
     found: dict[str, Field] = {}
     for key in map(str, raw.data_vars):
         array = raw[key]
-        if lat not in array.dims or lon not in array.dims:
+        if lat not in array.dims or lon not in array.dims or axes.dims.get(LEVEL) in array.dims:
             continue
-        array = array.isel({dim: 0 for dim in array.dims if dim not in (lat, lon)}).transpose(lat, lon)
-        x = np.asarray(array.values, dtype=np.float32)[:: -1 if axes.flipped else 1]
+        x = _unchanging(array.transpose(..., lat, lon))
+        if x is None:
+            continue
+        x = x[:: -1 if axes.flipped else 1]
         found[spelled.get(key, key)] = np.ascontiguousarray(x[:, axes.longitude_order])
     return found
+
+
+def _unchanging(array: Any) -> Field | None:
+    """Return the field of [..., H, W] if all along the other dimensions are equal, reading up to a change."""
+    places = np.ndindex(array.shape[:-2])
+    fields = (np.asarray(array[place].values, dtype=np.float32) for place in places)
+    first = next(fields, None)
+    if first is None or not all(np.array_equal(first, one, equal_nan=True) for one in fields):
+        return None
+    return first
 
 
 class _Arrays(pickle.Unpickler):
@@ -111,12 +123,17 @@ class _Arrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
 
 
+def _is_numbers(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
+
+
 def _from_pickle(path: Path, shape: tuple[int, int]) -> dict[str, Field]:
     try:
         values = _Arrays(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, ImportError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is no pickle of arrays: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(x, np.ndarray) for x in values.values()):
+    except Exception as error:  # a damaged pickle makes numpy raise nearly anything
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is no pickle of arrays, or a damaged one: {said}") from None
+    if not isinstance(values, dict) or not all(_is_numbers(x) for x in values.values()):
         raise ValueError(f"{path} is no pickle of arrays by name")
     for name, x in values.items():
         if x.shape != shape:

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from aeris.aurora.batch import Batch
 from aeris.aurora.loss import weighted_mae
-from aeris.aurora.rollout import next_input
-from aeris.aurora.training.missing import count_missing
-from aeris.aurora.training.objective import Roll, model_input, truth
-from aeris.aurora.training.reading import Item, evenly, read_ahead
+from aeris.aurora.rollout import next_input, start
+from aeris.aurora.training.objective import Roll, truth
+from aeris.aurora.training.reading import Item, evenly, read_validation
 from aeris.aurora.training.run import FineTuning
 from aeris.optim import learning_rate
 from swipe import noise
@@ -73,7 +72,7 @@ def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
 def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[Tensor, tuple[int, int]]:
     """Add the gradient of one microbatch; return its losses by step [K], and how many values were missing."""
     model = run.model
-    batch = model_input(model, item.input, run.surf_stats)
+    batch = start(model, item.input)
     targets = [truth(model, target, batch) for target in item.targets]
 
     def after(step: int, before: Batch, prediction: Batch, target: Batch) -> None:
@@ -90,9 +89,7 @@ def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[T
         after=after,
         last=lambda last: last_backward(model, last),
     )
-    counts = [count_missing(one) for one in (item.input, *item.targets)]
-    lacking = sum(one[0] for one in counts), sum(one[1] for one in counts)
-    return roll.train(batch, targets, share, last), lacking
+    return roll.train(batch, targets, share, last), item.missing
 
 
 @torch.no_grad()
@@ -112,9 +109,9 @@ def validate(run: FineTuning) -> dict[str, Any]:
     rounds = -(-len(chosen) // seat.world)
     own = [chosen[min(n * seat.world + seat.rank, len(chosen) - 1)] for n in range(rounds)]
     pin_memory = run.device.type != "cpu"
-    for number, sequence in enumerate(read_ahead(sequences, own, run.config.data.workers, pin_memory)):
+    for number, item in enumerate(read_validation(run.config, run.data, own, pin_memory)):
         counts = number * seat.world + seat.rank < len(chosen)
-        batch = model_input(run.model, sequence.input, run.surf_stats)
+        batch = start(run.model, item.input)
         roll = Roll(
             run.model,
             lambda prediction, target: weighted_mae(prediction, target, run.loss_weights, run.surf_stats),
@@ -122,7 +119,7 @@ def validate(run: FineTuning) -> dict[str, Any]:
             before=seeded(run, VALIDATE_STREAM, own[number]),
             after=(lambda step, _, *pair: scores.add(step, *pair)) if counts else (lambda *seen: None),
         )
-        losses_K = roll.evaluate(batch, [truth(run.model, one, batch) for one in sequence.targets])
+        losses_K = roll.evaluate(batch, [truth(run.model, one, batch) for one in item.targets])
         sums_K += losses_K.double() * counts
     drop_gathered(run.model)
     scores.fold(seat.groups.world)
