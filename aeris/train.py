@@ -87,7 +87,8 @@ def prepare(config: RunConfig, run_dir: Path, device_name: str = "auto") -> Trai
     ranks = f"{world} ranks ({dims}), {device.type}" if world > 1 else str(device)
     console.print(f"{run_dir}: {parameters:,} parameters on {ranks}, {describe()}, data {store.path}")
     if resumed:
-        console.print(f"resuming at image {run.images_seen:,} of {config.train.images:,}")
+        done = "trained already" if run.images_seen >= config.train.images else "resuming"
+        console.print(f"{done} at image {run.images_seen:,} of {config.train.images:,}")
     return run
 
 

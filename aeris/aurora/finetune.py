@@ -134,8 +134,11 @@ def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") ->
         f"{precision}, {ranks}, {describe()}"
     )
     console.print(f"{len(checked.data.training):,} samples of {' '.join(config.data.paths)}")
+    if checked.data.weather.left_out:
+        console.print(f"{checked.data.weather.left_out:,} times are left out: a variable is missing there")
     if resumed:
-        console.print(f"resuming at image {run.images_seen:,} of {config.train.images:,}")
+        done = "trained already" if run.images_seen >= config.train.images else "resuming"
+        console.print(f"{done} at image {run.images_seen:,} of {config.train.images:,}")
     else:
         console.print(f"starting from {checked.start or 'fresh weights'}")
     return run
@@ -194,6 +197,9 @@ def judge(run: FineTuning, log: RunLog) -> None:
     log.write({"images_seen": run.images_seen, "scores": {part: x for part, x in found.items() if x}})
     losses = ", ".join("-" if x is None else f"{x:.4f}" for x in found["validation"]["loss"])
     console.print(f"image {run.images_seen:,}: validation loss {losses}")
+    rmse = found["validation"]["rmse"]
+    if unknown := [name for name, values in rmse.items() if None in values]:
+        console.print(f"no score of {', '.join(unknown)}: missing in the data, or not finite")
 
 
 def plot(run_dir: Path) -> None:
@@ -243,7 +249,8 @@ def main() -> None:
     export(ranks)
     run = prepare(arguments.config, arguments.run_dir, arguments.device)
     train(run)
-    run.export(arguments.run_dir / "weights.pt")
+    with together(run.seat.groups.world):
+        run.export(arguments.run_dir / "weights.pt")
     if run.seat.lead:
         plot(arguments.run_dir)
     console.print(f"trained on {run.images_seen:,} images; weights in {arguments.run_dir / 'weights.pt'}")

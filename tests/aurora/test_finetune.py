@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 
 from aeris.aurora import finetune
 from aeris.aurora.model import Aurora
@@ -226,3 +227,36 @@ def test_nonfinite_updates_are_skipped_then_stop_the_run(
     with pytest.raises(ValueError, match="3 non-finite steps in a row; .*gradient of .*surf_heads.2t"):
         finetune.train(run)
     assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+
+
+def test_weights_that_cannot_be_written_leave_nothing(
+    weather: tuple[str, str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finetune.prepare(small("one-step", weather, weights=str(base)), tmp_path / "run", "cpu")
+
+    def full(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("unexpected pos 15212480 vs 15212368")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*weights.pt \(is the disk full"):
+        run.export(tmp_path / "run" / "weights.pt")
+    assert not list((tmp_path / "run").glob("weights*"))
+
+
+def test_what_the_data_lack_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Times without a variable are counted, and a variable without a value is named."""
+    lacking = tmp_path / "lacking.nc"
+    with xr.open_dataset(tiny_runs.write(tmp_path / "train.nc"), engine="h5netcdf") as data:
+        data.isel(time=slice(None, 4)).drop_vars("2m_temperature").to_netcdf(lacking, engine="h5netcdf")
+    validate = tmp_path / "validate.nc"
+    with xr.open_dataset(tiny_runs.write(tmp_path / "whole.nc", "2022-01-01", 9), engine="h5netcdf") as data:
+        data.load()["mean_sea_level_pressure"][:] = float("nan")
+        data.to_netcdf(validate, engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "train.nc", engine="h5netcdf") as data:
+        data.isel(time=slice(4, None)).to_netcdf(tmp_path / "rest.nc", engine="h5netcdf")
+    paths = (str(lacking), str(tmp_path / "rest.nc"), str(validate))
+    go(small("one-step", paths, 2, weights=str(base)), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "4 times are left out" in said
+    assert "no score of msl: missing" in said

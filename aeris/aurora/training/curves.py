@@ -41,12 +41,12 @@ def plot_curves(log_path: Path, out: Path) -> None:
     """
     require_matplotlib()
     records = read_scores(log_path)
-    newest = next(iter(records[-1]["scores"].values()))["rmse"]
-    names = shown_channels(list(newest))
-    steps = max(len(values) for values in newest.values())
+    newest = [part["rmse"] for part in records[-1]["scores"].values()]
+    names = shown_channels(list(newest[0]))
+    steps = max(len(values) for part in newest for values in part.values())
     legend: dict[str, dict[str, Any]] = {
-        "validation": {"color": MEAN},
-        "training, mean since the last": {"color": MEAN, "linestyle": ":"},
+        "validation": {"color": "black"},
+        "training, mean since the last": {"color": "black", "linestyle": ":"},
         **{f"step {step + 1}": {"color": _COLOURS[step % len(_COLOURS)]} for step in range(steps)},
     }
     title = f"Errors of {log_path.resolve().parent.name} while it learns"

@@ -186,7 +186,11 @@ class FineTuning:
         return True
 
     def export(self, path: Path) -> None:
-        """Write the weights alone, as a state dict with the published names; a collective call."""
+        """Write the weights alone, as a state dict with the published names; a collective call.
+
+        Raises:
+            OSError: the file cannot be written; nothing of it is left.
+        """
         state = {}
         for name, p in self.model.named_parameters():
             whole = full(p.detach()).cpu()
@@ -194,5 +198,10 @@ class FineTuning:
                 state[name] = whole.contiguous()
         if self.seat.lead:
             partial = path.with_name(path.name + ".partial")
-            torch.save(state, partial)
-            os.replace(partial, path)
+            try:
+                torch.save(state, partial)
+                os.replace(partial, path)
+            except (OSError, RuntimeError) as error:  # torch has words of its own for a full disk
+                partial.unlink(missing_ok=True)
+                reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+                raise OSError(f"cannot write {path} ({reason}): the same command tries again") from None

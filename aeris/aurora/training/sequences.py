@@ -104,6 +104,10 @@ class Sequences:
         wanted = times[first][:, None] + ahead
         places = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
         whole = ((times[places] == wanted) & (wanted <= end)).all(axis=1)
+        if not len(first):
+            raise ValueError(
+                f"there are no data from {start} to {end}: the weather has {times[0]} to {times[-1]}"
+            )
         if not whole.any():
             raise ValueError(
                 f"from {start} to {end} no {self.history + self.targets} times are "

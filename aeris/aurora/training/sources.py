@@ -74,6 +74,7 @@ class Weather:
 
     Attributes:
         times: every time all variables are there, datetime64[s], rising.
+        left_out: how many times lack a variable.
         lat: latitude in degrees, falling, float64.
         lon: longitude in degrees within [0, 360), rising, float64.
         levels: in hPa, rising.
@@ -102,7 +103,8 @@ class Weather:
             self.times = np.intersect1d(self.times, times, assume_unique=True)
         if not len(self.times):
             raise ValueError("no time has all of " + ", ".join((*self._surf.values(), *self._atmos.values())))
-        self.mapping = self._describe(max(map(len, every)), static)
+        self.left_out = max(map(len, every)) - len(self.times)
+        self.mapping = self._describe(static)
 
     def _choose_variables(self, config: AuroraConfig) -> tuple[dict[str, str], dict[str, str]]:
         """Settle what is read, at the surface and on levels: Aurora's name -> the name in the origin.
@@ -166,7 +168,7 @@ class Weather:
             )
         return found
 
-    def _describe(self, most: int, static: str | Path | None) -> list[tuple[str, str, str]]:
+    def _describe(self, static: str | Path | None) -> list[tuple[str, str, str]]:
         variables = [*self._surf.items(), *self._atmos.items()]
         rows = [
             *self._origin.mapping,
@@ -177,8 +179,8 @@ class Weather:
         rows.append(
             ("levels", f"{len({*levels})} in all", " ".join(f"{one:g}" for one in self.levels) + " hPa")
         )
-        lost = f", {most - len(self.times)} left out where a variable is missing"
-        there = f"{len(self.times)}{lost if most > len(self.times) else ''}"
+        lost = f", {self.left_out} left out where a variable is missing" if self.left_out else ""
+        there = f"{len(self.times)}{lost}"
         rows.append(("times", f"{self.times[0]} to {self.times[-1]}", there))
         rows.append(("static", str(static or "with the weather"), " ".join(self.statics)))
         return rows

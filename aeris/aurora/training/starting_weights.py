@@ -93,7 +93,8 @@ def find_start(source: str, model: Aurora, partial: bool = False) -> Start:
 
 def _download(name: str) -> Path:
     if name not in VARIANTS:
-        raise ValueError(f"--weights {HUB}{name}: published are {', '.join(VARIANTS)}")
+        published = [known for known in VARIANTS if VARIANTS[known].published]
+        raise ValueError(f"--weights {HUB}{name}: published are {', '.join(published)}")
     return weights.download(VARIANTS[name].published)
 
 
