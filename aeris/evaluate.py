@@ -206,11 +206,7 @@ def _print_plan(job: Evaluation) -> None:
 def main() -> None:
     """Read the command line and evaluate."""
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
-    if ranks.world > 1:
-        raise ValueError(
-            f"evaluation works in one process, not on {ranks.world} ranks: start it without a launcher"
-        )
+    speaker.work_alone("evaluation", ranks.rank, ranks.world)
     evaluate(tyro.cli(EvaluateConfig, description=__doc__, prog="python -m aeris.evaluate"))
 
 

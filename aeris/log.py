@@ -32,6 +32,18 @@ class Speaker:
         self.rank = rank
         console.quiet = rank != 0
 
+    def work_alone(self, what: str, rank: int, world: int) -> None:
+        """Refuse to be one of several ranks that would all do the same.
+
+        Raises:
+            ValueError: `what` was started on several ranks.
+        """
+        self.take_turn(rank)
+        if world > 1:
+            raise ValueError(
+                f"{what} works in one process, not on {world} ranks: start it without a launcher"
+            )
+
     @contextmanager
     def hush(self) -> Iterator[None]:
         """Let only rank 0 print what a library prints by itself."""

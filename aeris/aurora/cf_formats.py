@@ -97,7 +97,7 @@ class Zarr:
 
     def create(self, name: str, dims: Sequence[str], values: NDArray[Any], attrs: dict[str, str]) -> None:
         """Add a variable."""
-        import numcodecs  # type: ignore[import-untyped]
+        import numcodecs
         import zarr
 
         grows = LEAD in dims

@@ -168,9 +168,7 @@ def run(config: CompareConfig) -> Comparison:
 def main() -> None:
     """Read the command line and compare."""
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
-    if ranks.world > 1:
-        raise ValueError(f"a comparison works in one process, not on {ranks.world} ranks: start it by itself")
+    speaker.work_alone("a comparison", ranks.rank, ranks.world)
     run(tyro.cli(CompareConfig, description=__doc__, prog="python -m aeris.aurora.compare"))
 
 

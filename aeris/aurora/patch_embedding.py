@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,8 @@ class LevelPatchEmbedding(nn.Module):
 
     def kernel(self, names: Sequence[str], history: int, levels: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Stack the kernels of some levels: weight (C, D, F) and bias (C, D)."""
-        kernels = [self.layers[level_name(level)].kernel(names, history) for level in levels]  # type: ignore[operator]
-        weights, biases = zip(*kernels)
+        embeddings = [cast(PatchEmbedding, self.layers[level_name(level)]) for level in levels]
+        weights, biases = zip(*(one.kernel(names, history) for one in embeddings))
         return torch.stack(weights), torch.stack(biases)
 
 

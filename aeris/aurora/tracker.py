@@ -73,7 +73,7 @@ class Tracker:
 
     def results(self) -> Any:
         """Return the track as a pandas DataFrame with the columns time, lat, lon, msl and wind."""
-        import pandas  # type: ignore[import-untyped,unused-ignore]
+        import pandas
 
         return pandas.DataFrame(
             {

@@ -174,9 +174,7 @@ def run(config: CheckConfig) -> list[Check]:
 def main() -> None:
     """Read the command line and check."""
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
-    if ranks.world > 1:
-        raise ValueError(f"a check works in one process, not on {ranks.world} ranks: start it by itself")
+    speaker.work_alone("a check", ranks.rank, ranks.world)
     config = tyro.cli(CheckConfig, description=__doc__, prog="python -m aeris.aurora.validate")
     worst = max(found.worst for found in run(config))
     if config.tolerance and not worst <= config.tolerance:

@@ -297,7 +297,7 @@ def download(
     if published is None and (repo is None or name is None):
         raise CheckpointError("this variant has no published checkpoint: give repo and name, or load a file")
     try:
-        from huggingface_hub import hf_hub_download  # type: ignore[import-not-found,unused-ignore]
+        from huggingface_hub import hf_hub_download
     except ImportError:
         raise CheckpointError(
             "downloading weights needs huggingface-hub: pip install 'aeris-swipe[hub]', "

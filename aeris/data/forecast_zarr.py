@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import numcodecs  # type: ignore[import-untyped]
+import numcodecs
 import numpy as np
 import zarr
 

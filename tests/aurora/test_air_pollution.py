@@ -21,17 +21,10 @@ from aeris.aurora.air_pollution import (
 from aeris.aurora.batch import Batch, Metadata
 from aeris.aurora.normalisation import location, normalise_surf, scale
 from aeris.aurora.rollout import rollout
+from tests.aurora.tiny_aurora import LEAST
 
 LEVELS = (1000, 850, 300)
-SMALL = {
-    "embed_dim": 16,
-    "num_heads": 2,
-    "encoder_depths": (1, 1, 1),
-    "decoder_depths": (1, 1, 1),
-    "encoder_num_heads": (1, 2, 4),
-    "decoder_num_heads": (4, 2, 1),
-    "level_condition": (300, 850, 1000),
-}
+SMALL = {**LEAST, "level_condition": (300, 850, 1000)}
 
 
 def model(seed: int = 0, **changes: object) -> AuroraAirPollution:

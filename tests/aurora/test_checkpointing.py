@@ -1,5 +1,7 @@
 """Checkpointing changes what is stored and computed again, never a number or a name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,16 +11,10 @@ from aeris.aurora.config import AuroraConfig
 from aeris.aurora.embeddings import lead_time_encoding
 from aeris.aurora.model import Aurora
 from aeris.aurora.swin3d import Swin3DBackbone
+from tests.aurora import tiny_aurora
 from tests.aurora.tiny_aurora import batch
 
-CONFIG = AuroraConfig(
-    embed_dim=32,
-    encoder_depths=(2, 2, 2),
-    encoder_num_heads=(2, 4, 8),
-    decoder_depths=(2, 2, 2),
-    decoder_num_heads=(8, 4, 2),
-    drop_path=0.3,
-)
+CONFIG = replace(tiny_aurora.CONFIG, drop_path=0.3)
 WIDE = AuroraConfig(
     embed_dim=64,
     encoder_depths=(1, 1),

@@ -17,14 +17,8 @@ from aeris.aurora.swin3d import Swin3DBackbone, compile_blocks
 from aeris.aurora.swin_block import Block
 from aeris.aurora.windows import Res, natural, plan_of_block
 from tests.aurora.naive_windows import naive
+from tests.aurora.tiny_aurora import CONFIG
 
-CONFIG = AuroraConfig(
-    embed_dim=32,
-    encoder_depths=(2, 2, 2),
-    encoder_num_heads=(2, 4, 8),
-    decoder_depths=(2, 2, 2),
-    decoder_num_heads=(8, 4, 2),
-)
 RES, LEAD = (4, 9, 26), lead_time_encoding(torch.tensor([6.0, 12.0]), 32).double()
 TOKENS = 4 * 9 * 26
 

@@ -23,16 +23,9 @@ from aeris.aurora.v1p5 import (
     with_bounds,
     with_insolation,
 )
+from tests.aurora.tiny_aurora import LEAST
 
-SMALL = {
-    "embed_dim": 16,
-    "num_heads": 2,
-    "encoder_depths": (1, 1, 1),
-    "decoder_depths": (1, 1, 1),
-    "encoder_num_heads": (1, 2, 4),
-    "decoder_num_heads": (4, 2, 1),
-    "autocast": False,
-}
+SMALL = {**LEAST, "autocast": False}
 ROWS, COLS, LEVELS = 17, 32, (850, 300)
 NOON = datetime(2022, 3, 1, 12)
 

@@ -25,6 +25,7 @@ from aeris.aurora.wave import (
     split_wind,
     unembed,
 )
+from tests.aurora.tiny_aurora import LEAST
 
 # The surface channels of the published model, microsoft-aurora 2.0.1.
 PUBLISHED = """
@@ -34,20 +35,12 @@ PUBLISHED = """
     swh2_density mwd2_sin mwd2_cos mwd2_density mwp2 mwp2_density wind wind_density 10u_wave
     10u_wave_density 10v_wave 10v_wave_density
 """.split()
-SMALL = {
-    "embed_dim": 16,
-    "num_heads": 2,
-    "encoder_depths": (1, 1, 1),
-    "decoder_depths": (1, 1, 1),
-    "encoder_num_heads": (1, 2, 4),
-    "decoder_num_heads": (4, 2, 1),
-}
 ROWS, COLS, LEVELS = 17, 32, (850, 300)
 
 
 def model(**changes: object) -> AuroraWave:
     """Make a small model in float64 whose every weight is random."""
-    made = AuroraWave(**{**SMALL, **changes})
+    made = AuroraWave(**{**LEAST, **changes})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -90,7 +83,7 @@ def batch() -> Batch:
 
 def test_channels_are_the_published_ones() -> None:
     assert embedded_surf_vars(AuroraWave.default.surf_vars) == tuple(PUBLISHED)
-    made = AuroraWave(**SMALL)
+    made = AuroraWave(**LEAST)
     assert set(made.decoder.surf_heads) == set(PUBLISHED)
     assert made.config.surf_vars == AuroraWave.default.surf_vars
 

@@ -26,6 +26,15 @@ CONFIG = AuroraConfig(
     embed_dim=32,
     num_heads=4,
 )
+LEAST = {
+    "embed_dim": 16,
+    "num_heads": 2,
+    "encoder_depths": (1, 1, 1),
+    "decoder_depths": (1, 1, 1),
+    "encoder_num_heads": (1, 2, 4),
+    "decoder_num_heads": (4, 2, 1),
+}
+"""The smallest network the variants are tried with."""
 LEVELS = (100, 500, 850)
 START = datetime(2021, 3, 4, 6)
 

@@ -35,10 +35,12 @@ class Sample(Protocol):
     """A start and what came after it."""
 
     @property
-    def input(self) -> Batch: ...  # noqa: D102
+    def input(self) -> Batch:
+        """The states a forecast starts from."""
 
     @property
-    def targets(self) -> Sequence[Batch]: ...  # noqa: D102
+    def targets(self) -> Sequence[Batch]:
+        """The truth, a step apart."""
 
 
 def mean_of_known(values: Stack, axis: int) -> Stack:
