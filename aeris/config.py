@@ -138,6 +138,9 @@ class OptimizerConfig:
     """Linear drop to the floor over the last images of the run."""
     lr_floor: float = 0.01
     """Lowest learning rate as a share of the peak."""
+    offload: Literal["none", "cpu", "cpu-torch"] = "none"
+    """Where fp32 master weights, moments and average are: none, on the device; cpu, in host memory, updated by
+    DeepSpeed's CPU Adam; cpu-torch, there too, updated by torch's own."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ class CheckpointConfig:
 
     every_images: int = 2_000
     """Images between checkpoints; the last step is always saved."""
+    every_minutes: float = 0.0
+    """Minutes between checkpoints, whichever comes first; 0: images alone count."""
     keep: int = 3
     """Newest checkpoints that stay; older ones are removed."""
 
@@ -181,8 +186,34 @@ class ParallelConfig:
     p2p: Literal["auto", "async", "batched", "parity"] = "auto"
     """How stages post messages: async, each by itself (gloo); batched, sends first (NCCL, XCCL); or parity,
     blocking in turn over groups of two ranks."""
-    timeout_s: float = 600.0
-    """A rank that waits longer than this for another ends the run."""
+    timeout_s: float = 900.0
+    """A rank that waits longer than this for another in one exchange ends the run."""
+    self_test: bool = True
+    """Try every kind of communication the run uses, and check what arrives, before training starts."""
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """What a run takes for a fault, and what it does then (docs/faults.md)."""
+
+    start_s: float = 1800.0
+    """The longest that building the run and its first step may take; then the late rank is named."""
+    step_s: float = 600.0
+    """The longest a step may take, reading its samples apart; then the late rank is named and the run ends."""
+    read_s: float = 600.0
+    """The longest a step may wait for its samples."""
+    save_s: float = 3600.0
+    """The longest a checkpoint may hold up a step, or the end."""
+    spike: float = 0.0
+    """Skip a step whose log loss is more than so many standard deviations above its running mean; 0: never."""
+    limit: int = 20
+    """Stop after so many skipped steps, non-finite or spikes, within the last thousand."""
+    dumps: int = 3
+    """Skipped steps that are kept for `aeris.replay`, with the weights of that moment."""
+    slow_pct: float = 8.0
+    """Say so when a rank computes so much longer than the median of its stage; 0: never."""
+    slow_every: int = 100
+    """Steps between two looks at how long every rank computes."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +228,7 @@ class RunConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
 
 AT_LEAST_ONE = {
@@ -220,6 +252,7 @@ def check(config: RunConfig) -> None:
                 raise ValueError(f"--{section}.{name.replace('_', '-')} is {value}: it must be at least 1")
     if not config.parallel.timeout_s > 0:
         raise ValueError(f"--parallel.timeout-s is {config.parallel.timeout_s:g}: it must be positive")
+    check_faults(config.faults, config.checkpoint)
     for name in ("dp", "wp_y", "wp_x", "pp", "sp", "shard"):
         if getattr(config.parallel, name) < 0:
             flag = f"--parallel.{name.replace('_', '-')}"
@@ -238,6 +271,27 @@ def check(config: RunConfig) -> None:
             f"noise levels from --diffusion.sigma-min {diffusion.sigma_min:g} to --diffusion.sigma-max "
             f"{diffusion.sigma_max:g}: they must be positive and rise, and sigma_data too"
         )
+
+
+def check_faults(faults: FaultConfig, checkpoint: CheckpointConfig) -> None:
+    """Check the limits of time and number.
+
+    Raises:
+        ValueError: one of them cannot be.
+    """
+    for name in ("start_s", "step_s", "read_s", "save_s", "limit", "slow_every"):
+        if not getattr(faults, name) > 0:
+            raise ValueError(
+                f"--faults.{name.replace('_', '-')} is {getattr(faults, name):g}: it must be positive"
+            )
+    for section, name, value in (
+        ("faults", "spike", faults.spike),
+        ("faults", "dumps", faults.dumps),
+        ("faults", "slow-pct", faults.slow_pct),
+        ("checkpoint", "every-minutes", checkpoint.every_minutes),
+    ):
+        if not value >= 0:
+            raise ValueError(f"--{section}.{name} is {value:g}: it must be 0 (never) or more")
 
 
 def save(config: Any, path: Path) -> None:

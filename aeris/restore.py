@@ -88,6 +88,7 @@ FREE: Free = {
     "ema": None,
     "checkpoint": None,
     "parallel": None,
+    "faults": None,
 }  # settings a run may change when it goes on; None: every one of the section
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from aeris import config as configs
 from aeris.aurora.config import AuroraConfig
-from aeris.config import CheckpointConfig, OptimizerConfig
+from aeris.config import CheckpointConfig, FaultConfig, OptimizerConfig
 from aeris.run_directory import Flags, Free, check_unchanged, flag
 from swipe import checkpoint
 
@@ -127,8 +127,10 @@ class ParallelConfig:
 
     shard: int = 0
     """Ranks over which weights and optimizer state are divided; 0 is all."""
-    timeout_s: float = 600.0
-    """A rank that waits longer than this for another ends the run."""
+    timeout_s: float = 900.0
+    """A rank that waits longer than this for another in one exchange ends the run."""
+    self_test: bool = True
+    """Try every kind of communication the run uses, and check what arrives, before training starts."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class FineTuneConfig:
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
 
 AT_LEAST = {
@@ -192,6 +195,7 @@ def check(config: FineTuneConfig, world: int = 1) -> None:
             value = getattr(getattr(config, section), name)
             if not value >= least:
                 raise ValueError(f"{flag(f'{section}.{name}')} is {value}: it must be at least {least}")
+    configs.check_faults(config.faults, config.checkpoint)
     train, rollout, replay = config.train, config.rollout, config.replay
     if not config.parallel.timeout_s > 0:
         raise ValueError(f"--parallel.timeout-s is {config.parallel.timeout_s:g}: it must be positive")
@@ -255,6 +259,7 @@ FREE: Free = {
     "validate": {"every_images", "samples"},
     "checkpoint": None,
     "parallel": None,
+    "faults": None,
 }  # settings a run may change when it goes on; None: every one of the section
 
 
