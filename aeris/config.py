@@ -139,8 +139,8 @@ class OptimizerConfig:
     lr_floor: float = 0.01
     """Lowest learning rate as a share of the peak."""
     offload: Literal["none", "cpu", "cpu-torch"] = "none"
-    """Where fp32 master weights, moments and average are: none, on the device; cpu, in host memory, updated by
-    DeepSpeed's CPU Adam; cpu-torch, there too, updated by torch's own."""
+    """Where fp32 master weights, moments and average are: none, on the device; cpu, in host memory, updated
+    by DeepSpeed's CPU Adam; cpu-torch, there too, updated by torch's own."""
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,15 @@ class FaultConfig:
     """What a run takes for a fault, and what it does then (docs/faults.md)."""
 
     start_s: float = 1800.0
-    """The longest that building the run and its first step may take; then the late rank is named."""
+    """The longest that building the run and its first step may take. Past a limit the late rank is named."""
     step_s: float = 600.0
-    """The longest a step may take, reading its samples apart; then the late rank is named and the run ends."""
+    """The longest a step may take, reading its samples apart."""
     read_s: float = 600.0
     """The longest a step may wait for its samples."""
     save_s: float = 3600.0
     """The longest a checkpoint may hold up a step, or the end."""
     spike: float = 0.0
-    """Skip a step whose log loss is more than so many standard deviations above its running mean; 0: never."""
+    """Skip a step whose log loss is so many standard deviations above its running mean; 0: never."""
     limit: int = 20
     """Stop after so many skipped steps, non-finite or spikes, within the last thousand."""
     dumps: int = 3

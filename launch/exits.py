@@ -6,7 +6,7 @@ DONE = 0
 MISTAKE = 2
 """The user's: the same command would fail again. The message says what to change."""
 IO = 74
-"""A file could not be read or written (EX_IOERR of sysexits.h): the same command goes on when that is mended."""
+"""A file could not be read or written (EX_IOERR of sysexits.h): mend that, and the same command goes on."""
 STOPPED = 75
 """Asked to stop, and saved (EX_TEMPFAIL): the same command goes on."""
 LOST = 76
