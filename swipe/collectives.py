@@ -41,12 +41,14 @@ class Group:
         ranks: global ranks, ascending.
         rank: this rank's number among them.
         handle: torch's process group; None for a group of one.
+        levels: groups that one after the other reach all these ranks, where they are too many for one.
     """
 
     name: str
     ranks: tuple[int, ...]
     rank: int
     handle: Any = field(default=None, repr=False)
+    levels: tuple[Group, ...] = field(default=(), repr=False)
 
     @property
     def size(self) -> int:
@@ -163,19 +165,29 @@ def broadcast(x: Tensor, group: Group, root: int, what: str) -> Tensor:
 
 def barrier(group: Group, what: str) -> None:
     """Wait until every rank of the group is here."""
-    if group.size > 1:
-        with waiting(f"barrier of {what} over {group.name}", group):
-            dist.all_reduce(torch.zeros(1), group=group.handle)
+    least(group, 0, f"barrier of {what}")
+
+
+def least(group: Group, number: int, what: str) -> int:
+    """Return the smallest of the ranks' numbers on every rank, level by level; moves 8 bytes in each."""
+    smallest = torch.tensor(number)
+    for level in (group.levels or (group,)) if group.size > 1 else ():
+        with waiting(f"{what} over {level.name}", level):
+            dist.all_reduce(smallest, dist.ReduceOp.MIN, group=level.handle)
+    return int(smallest)
 
 
 def agree(group: Group, error: str | None) -> str | None:
     """Let all ranks know the first error any of them has (None: none has), so that all stop together."""
     if group.size == 1:
         return error
-    found: list[str | None] = [None] * group.size
+    first = least(group, group.size if error is None else group.rank, "exchange of errors")
+    if first == group.size:
+        return None
+    told = [error]
     with waiting(f"exchange of errors over {group.name}", group):
-        dist.all_gather_object(found, error, group=group.handle)
-    return next((text for text in found if text), None)
+        dist.broadcast_object_list(told, group.ranks[first], group=group.handle)
+    return told[0]
 
 
 def tell(group: Group, value: Any) -> Any:

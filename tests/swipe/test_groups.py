@@ -12,7 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from swipe.collectives import ALONE, CommunicationError, Group, Message, all_to_all, exchange
+import swipe.groups as groups_module
+from swipe.collectives import (
+    ALONE,
+    CommunicationError,
+    Group,
+    Message,
+    agree,
+    all_to_all,
+    barrier,
+    exchange,
+    least,
+)
 from swipe.groups import check_shard, choose_policy, make_groups, make_pairs
 from swipe.layout import WindowLayout
 from swipe.mesh import ParallelDims
@@ -235,3 +246,42 @@ def doubled() -> list[tuple[int, ...]]:
 def test_every_rank_makes_as_many_groups() -> None:
     """A peer that comes twice gets one group, an empty slot none, and later groups still find each other."""
     assert run_distributed(doubled, 4) == [[1, 4], [0, 4], [3, 4], [2, 4]]
+
+
+def agree_by_levels(errors: list[str | None]) -> tuple[list[tuple[int, ...]], int, str | None]:
+    """Agree among ranks that are laid out in rows and columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swipe.groups.LEVELS_FROM", 2)
+        world = make_groups(ParallelDims(dp=len(errors)), dist.get_rank(), CPU).world
+    barrier(world, "the test")
+    return (
+        [level.ranks for level in world.levels],
+        least(world, 7 - world.rank, "numbers"),
+        agree(world, errors[world.rank]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "said", "row", "column"),
+    [
+        ([None, None, "two", "three", None, None], "two", (2, 3), (1, 3, 5)),
+        ([None, None, None, None, None, None], None, (2, 3), (1, 3, 5)),
+        ([None, None, None, None, "four"], "four", (3,), (0, 1, 2, 3, 4)),
+    ],
+)
+def test_many_ranks_agree_by_rows_and_columns(
+    errors: list[str | None], said: str | None, row: tuple[int, ...], column: tuple[int, ...]
+) -> None:
+    found = run_distributed(agree_by_levels, len(errors), errors)
+    assert {(smallest, text) for _, smallest, text in found} == {(8 - len(errors), said)}
+    assert found[3][0] == [row, column]
+
+
+def test_rows_and_columns_of_the_largest_run_are_few() -> None:
+    """Who is in them, without making them: 120,960 ranks are 360 rows of 336."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swipe.groups._new_group", lambda ranks, timeout_s, backend: None)
+        row, column = groups_module._levels(120_960, 777, 1.0)
+    assert (row.size, column.size) == (336, 360)
+    assert 777 in row.ranks and 777 in column.ranks
+    assert row.ranks[row.rank] == column.ranks[column.rank] == 777
