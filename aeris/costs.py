@@ -16,6 +16,7 @@ from aeris.parallelize import build_model, make_layout
 from aeris.restore import channel_counts
 
 BYTES_PER_PARAMETER = {"weights": 4, "gradients": 4, "optimizer": 8, "ema": 4}
+HOST_BYTES_PER_PARAMETER = 20  # with offload: optimizer and ema, master weights, a buffer for gradients
 
 
 class FusedLayout:
@@ -71,7 +72,10 @@ def costs(config: RunConfig, channels: int) -> dict[str, Any]:
     model = build_model(plain, *counts, FusedLayout(make_layout(config.model)), "meta")
     parameters = sum(p.numel() for p in model.parameters())
     parts = flops_per_sample(config.model, *counts)
-    memory = {name: parameters * size for name, size in BYTES_PER_PARAMETER.items()}
+    memory, host = {name: parameters * size for name, size in BYTES_PER_PARAMETER.items()}, 0
+    if config.optimizer.offload != "none":
+        memory |= {"optimizer": 0, "ema": 0}
+        host = parameters * HOST_BYTES_PER_PARAMETER
     memory["activations"] = activation_bytes(model, counts[0], config.train.microbatch)
     memory["total"] = sum(memory.values())
     return {
@@ -80,4 +84,5 @@ def costs(config: RunConfig, channels: int) -> dict[str, Any]:
         "flops_by_part": parts,
         "recompute_flops_per_sample": recompute_flops(config.model, *counts),
         "memory_bytes": memory,
+        "host_bytes": host,
     }

@@ -62,6 +62,8 @@ def dry_run(config: RunConfig, preset: str, world: int, as_json: bool) -> None:
     table.add_row("FLOPs per sample, repeated by checkpointing", f"{found['recompute_flops_per_sample']:.4g}")
     for name, value in found["memory_bytes"].items():
         table.add_row(f"memory if one device held all, {name}", f"{value / 2**30:.3f} GiB")
+    if found["host_bytes"]:
+        table.add_row("memory of its host, offloaded", f"{found['host_bytes'] / 2**30:.3f} GiB")
     console.print(table)
     print_layout(config, parallel)
 

@@ -5,6 +5,8 @@ Source: Karras et al. 2022, arXiv 2206.00364.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -16,13 +18,24 @@ class EMA:
     """Averaged copies of a model's parameters.
 
     Attributes:
-        weights: averaged parameters by name, in the parameters' type, divided over ranks as they are.
+        weights: averaged parameters by name, in the parameters' type, divided over ranks as they are; in host
+            memory with offload.
     """
 
-    def __init__(self, model: nn.Module, config: EMAConfig) -> None:
-        """Start from the model's weights."""
-        self.config = config
-        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    def __init__(
+        self, model: nn.Module, config: EMAConfig, host: Mapping[Tensor, Tensor] | None = None
+    ) -> None:
+        """Start from the model's weights.
+
+        Args:
+            host: copies of parameters in host memory that are current when `update` is called (those of
+                `aeris.offload`): the averages of these are kept and computed there.
+        """
+        self.config, self._host = config, host or {}
+        self.weights: dict[str, Tensor] = {
+            name: p.detach().to("cpu", copy=True) if p in self._host else p.detach().clone()
+            for name, p in model.named_parameters()
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module, images_seen: int, batch: int) -> None:
@@ -34,4 +47,5 @@ class EMA:
         halflife = min(self.config.halflife_images, self.config.rampup_ratio * images_seen)
         beta = 0.5 ** (batch / max(halflife, 1e-8))
         average = [local(value) for value in self.weights.values()]
-        torch._foreach_lerp_(average, [local(p.detach()) for p in model.parameters()], 1.0 - beta)
+        now = [self._host[p] if p in self._host else local(p.detach()) for p in model.parameters()]
+        torch._foreach_lerp_(average, now, 1.0 - beta)

@@ -88,7 +88,7 @@ def prepare(arguments: Arguments) -> Ensemble:
     if arguments.members < 1 or arguments.batch < 1:
         raise ValueError(f"--members {arguments.members} and --batch {arguments.batch} must be 1 or more")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    trained, store = find_run(arguments)
+    trained, store = find_run(arguments, rank, world)
     config = trained.config
     interval_h, sampler = config.data.interval_h, for_training(arguments.sampler, config.diffusion)
     inits, lead_h = init_times(arguments.init, store), lead_times(arguments.lead_h, interval_h)
@@ -122,14 +122,16 @@ def prepare(arguments: Arguments) -> Ensemble:
     return Ensemble(forecaster, plan, writer, arguments.batch)
 
 
-def find_run(arguments: Arguments) -> tuple[Trained, Store]:
+def find_run(arguments: Arguments, rank: int = 0, world: int = 1) -> tuple[Trained, Store]:
     """Find the run's checkpoint and the data; its configuration gets the layout and store of this forecast.
 
+    Each of `world` ranks checks a share of the checkpoint's files.
+
     Raises:
-        ValueError: they do not exist, or do not belong together.
+        ValueError: they do not exist, are damaged, or do not belong together.
     """
     path = find_checkpoint(arguments.run, arguments.checkpoint)
-    trained = find_trained(arguments.run, arguments.weights, path)
+    trained = find_trained(arguments.run, arguments.weights, path, rank, world)
     data = dataclasses.replace(trained.config.data, store=arguments.store or trained.config.data.store)
     config = dataclasses.replace(trained.config, data=data, parallel=arguments.parallel)
     configs.check(config)

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from aeris.interruption import Stopped
+from launch import exits
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -60,44 +63,83 @@ class Speaker:
         has said it by then, and this one is no more.
         """
         whose = ""
-        if self.rank and not isinstance(error, ConnectionError):  # those name their rank
+        agreed = type(error).__name__ in ("AgreedError", "WrongData")  # all ranks have it
+        if self.rank and (agreed or not isinstance(error, ConnectionError)):  # the others name their rank
             time.sleep(1.0)
-            if type(error).__name__ == "AgreedError":
+            if agreed:
                 return
             whose = f"rank {self.rank}: "
         stderr = Console(stderr=True, highlight=False, soft_wrap=True)
         stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{text}"))
 
+    def say_end(self, text: str) -> None:
+        """Say, on rank 0, that the program ends early, as it was asked to."""
+        if self.rank == 0:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
 
 speaker = Speaker()
 
 
+def status_of(error: BaseException) -> int:
+    """Return the exit status of a program that ends with this error (launch/exits.py); 1: a bug of ours."""
+    if isinstance(error, Stopped):
+        return exits.STOPPED
+    if isinstance(error, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    if isinstance(error, ConnectionError):
+        return exits.LOST
+    if isinstance(error, OSError) or getattr(error, "of_a_file", False):
+        return exits.IO
+    # By its name: torch, which is not imported to start fast, has its own kind of RuntimeError.
+    return exits.MISTAKE if isinstance(error, ValueError) or _no_memory(error) else 1
+
+
+def _no_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
+
+
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main`; a user's mistake becomes one line on stderr and exit status 2.
+    """Run a program's `main`; what a user can mend becomes one line on stderr and the status of `status_of`.
 
     Among several ranks an error that all have is said once, and one of a single rank says whose it is.
     """
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         main()
-    except KeyboardInterrupt:
-        if speaker.rank == 0:
-            stderr.print("interrupted; the same command goes on from the last checkpoint or finished piece")
-        sys.exit(130)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to start fast
+    except (KeyboardInterrupt, Stopped, ValueError, OSError, RuntimeError) as error:
+        status, text = status_of(error), words(error)
+        if status == 1:
             raise
-        reason = str(error).splitlines()[0]
-        hint = "try a smaller --train.microbatch or --batch, or checkpointing (--help names it)"
-        speaker.say(error, f"{reason}: {hint}")
-        sys.exit(2)
-    except (ValueError, OSError) as error:
-        speaker.say(error, str(error))
+        _tell_torchrun(text)
+        if status in (exits.STOPPED, exits.INTERRUPTED):
+            if not getattr(error, "said", False):
+                speaker.say_end(text)
+        else:
+            speaker.say(error, text)
         if isinstance(error, ConnectionError):
             # Another rank is lost: a thread that still waits for it must not keep this one alive.
             sys.stdout.flush()
-            os._exit(2)
-        sys.exit(2)
+            os._exit(status)
+        sys.exit(status)
+
+
+def words(error: BaseException) -> str:
+    """Return what a user is told of an error, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from the last checkpoint or finished piece"
+    if _no_memory(error):
+        hint = "try a smaller --train.microbatch or --batch, or checkpointing (--help names it)"
+        return f"{str(error).splitlines()[0]}: {hint}"
+    return str(error) if status_of(error) != 1 else f"{type(error).__name__}: {error}"
+
+
+def _tell_torchrun(text: str) -> None:
+    """Let torchrun end its long report of a failure with our line: it shows what this file holds."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": about}}))
 
 
 def progress_bar(*fields: str) -> Progress:

@@ -8,20 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from aeris.config import OptimizerConfig
+from aeris.offload import Offloaded
 from swipe.collectives import AgreedError, Group, agree
 from swipe.sharding import local
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Make AdamW whose state exists from the start, so that a checkpoint loads in place.
 
-    Matrices are decayed, vectors (norm weights, biases) are not.
+    Matrices are decayed, vectors (norm weights, biases) are not. With `offload` it works in host memory.
+
+    Raises:
+        ValueError: it shall be DeepSpeed's, which is not there or cannot be used.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if config.offload != "none":
+        return Offloaded(groups, config)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     for p in parameters:
         optimizer.state[p] = {

@@ -16,6 +16,8 @@ from aeris.model.swin import Swin
 from aeris.parallelize import build_model
 from aeris.run_directory import Free, check_unchanged
 from swipe import checkpoint
+from swipe.checkpoint_errors import Damaged
+from swipe.checksums import verify
 from swipe.layout import WindowLayout
 
 
@@ -140,18 +142,41 @@ class Trained:
         return channel_counts(len(self.meta["channels"]))
 
 
-def find_trained(run_dir: Path, weights: str = "ema", path: Path | None = None) -> Trained:
-    """Find what to load of a run.
+def check_whole(path: Path, share: int = 0, of: int = 1) -> None:
+    """Check that all files of a checkpoint, or a share of them, are there and have the sizes they should.
+
+    Their content is not read, which would take as long as reading weights, averages and optimizer.
+
+    Raises:
+        ValueError: one is missing or has another size; says which, and what else could be taken.
+    """
+    try:
+        verify(path, share, of, contents=False)
+    except Damaged as error:
+        others = [other.name for other in checkpoint.complete(path.parent) if other != path]
+        instead = "there is no other: put a good copy in its place"
+        if others:
+            instead = f"--checkpoint {others[-1]} takes another; training goes on from the newest good one"
+        raise ValueError(f"the checkpoint {path} is damaged ({error}); {instead}") from None
+
+
+def find_trained(
+    run_dir: Path, weights: str = "ema", path: Path | None = None, share: int = 0, of: int = 1
+) -> Trained:
+    """Find what to load of a run, and check that it is whole.
 
     Args:
         weights: "ema" for the averaged weights, "raw" for those of the last step.
         path: which checkpoint; the newest by default.
+        share: which share of its files to check, of `of`: the rank, if all ranks look.
+        of: how many shares there are.
 
     Raises:
-        ValueError: the run, checkpoint or weights do not exist.
+        ValueError: the run, checkpoint or weights do not exist, or a file is missing or has another size.
     """
     config = configs.load(run_dir / "config.json")
     path = path or latest_checkpoint(run_dir)
+    check_whole(path, share, of)
     prefix = {"ema": "ema", "raw": "model"}.get(weights)
     if prefix is None:
         raise ValueError(f"weights {weights!r} do not exist: choose ema or raw")

@@ -1,13 +1,21 @@
-"""What every training program asks of its run directory and of the command it was started with."""
+"""What every training program asks of its run directory and its command, and how it ends."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swipe.collectives import Group, tell
+from aeris.interruption import ENDED, Stopped, write_ended
+from aeris.log import speaker, status_of, words
+from launch import exits
+from launch.rank import leave
+from swipe.backend import finish
+from swipe.collectives import Group, barrier, tell
 
 Free = Mapping[str, Collection[str] | None]
 """Settings a run may change when it goes on, by section; None: every one of the section."""
@@ -86,3 +94,66 @@ def flag(name: str, flags: Flags = NO_FLAGS) -> str:
 def _short(value: Any, limit: int = 80) -> str:
     text = str(value) or "(none)"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@dataclass
+class Ending:
+    """How far a program came, and what it leaves behind."""
+
+    run_dir: Path
+    run: Any = None
+    """What counts the images, once there is one: its `images_seen`."""
+
+    def write(self, error: BaseException | None) -> None:
+        """Write `ended.json`: of an error, or of a run that is done."""
+        status, why = (exits.DONE, "done") if error is None else (status_of(error), words(error))
+        write_ended(self.run_dir, status, why, None if self.run is None else self.run.images_seen)
+
+
+@contextmanager
+def ending(run_dir: Path, lead: bool) -> Iterator[Ending]:
+    """Write `ended.json` into the run directory, however the program ends by itself.
+
+    Its exit status may not reach who started it: launchers merge and hide them. While the program runs, or
+    after it was killed, there is no such file. A rank that fails by itself writes it if the lead has not
+    within a second; what the lead notices of that does not replace it.
+    """
+    path, end = run_dir / ENDED, Ending(run_dir)
+    if lead:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    try:
+        yield end
+    except BaseException as error:
+        cause = not isinstance(error, (ConnectionError, Stopped, KeyboardInterrupt))
+        if not lead and cause and type(error).__name__ != "AgreedError":
+            time.sleep(1.0)
+        elif not lead:
+            raise
+        if (lead and cause) or not path.exists():
+            end.write(error)
+        raise
+    if lead:
+        end.write(None)
+
+
+@contextmanager
+def parting(world: Group, end: Ending) -> Iterator[None]:
+    """Leave the other ranks in order when the run is done, and when it was stopped; a collective call.
+
+    That it was stopped is said and written before any rank is gone: launchers end the others then.
+    """
+    stopped = None
+    try:
+        yield
+    except Stopped as error:
+        stopped = error
+        if world.rank == 0:
+            speaker.say_end(words(error))
+            end.write(error)
+    barrier(world, "the end")
+    finish()
+    leave()
+    if stopped is not None:
+        stopped.said = True
+        raise stopped

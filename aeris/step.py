@@ -8,7 +8,6 @@ Shapes: B batch, N windows, T tokens per window, C channels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,15 +21,20 @@ from aeris.data.store import Store
 from aeris.diffusion.loss import loss_weights, weighted_mse
 from aeris.diffusion.trigflow import add_noise, noise_times, velocity
 from aeris.ema import EMA
+from aeris.guards import Guards
+from aeris.interruption import Settled
+from aeris.log import console
 from aeris.model.initialise import initialise
 from aeris.model.swin import Swin
+from aeris.offload import host_weights
 from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
 from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
+from aeris.spikes import Spikes
 from swipe import checkpoint, noise
-from swipe.collectives import tell
 from swipe.gradients import clip, global_norm
 from swipe.pipeline import Microbatch
+from swipe.resume import newest
 from swipe.sharding import replicas
 
 TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise time, its noise field
@@ -39,8 +43,14 @@ TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise 
 class Training:
     """A run in memory: this rank's part of network, optimizer, average and data, and the images seen."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, store: Store, seat: Seat) -> None:
-        """Build everything from the configuration; weights are fresh until `resume`."""
+    def __init__(
+        self, config: RunConfig, run_dir: Path, store: Store, seat: Seat, guards: Guards | None = None
+    ) -> None:
+        """Build everything from the configuration; weights are fresh until `resume`.
+
+        Args:
+            guards: of the program that trains; None: nothing is watched.
+        """
         self.config, self.run_dir, self.store, self.seat = config, run_dir, store, seat
         self.device, self.layout = seat.device, seat.layout
         counts = channel_counts(len(store.names))
@@ -48,7 +58,7 @@ class Training:
         initialise(self.model, config.train.seed)
         share_weights(self.model, seat)
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.ema = EMA(self.model, config.ema)
+        self.ema = EMA(self.model, config.ema, host_weights(self.optimizer))
         self.tokens_NT = self.layout.tokens_NT.to(self.device)
         self.valid_NTC: torch.Tensor | None = None
         if store.masks:
@@ -65,8 +75,13 @@ class Training:
             lead=seat.lead,
         )
         self.images_seen = 0
-        self.skipped = 0  # non-finite steps so far
-        self.skipped_in_a_row = 0
+        self.skipped = 0  # non-finite steps and spikes so far
+        self.skipped_in_a_row = 0  # non-finite ones
+        self.spikes = Spikes(config.faults, config.train.batch)
+        self.guards = guards or Guards(run_dir, config.checkpoint.every_minutes, seat.lead)
+        self.guards.join(seat.groups, seat.device, config.faults)
+        self.pipeline.stopwatch = self.guards.stopwatch
+        self.settled = Settled()  # what all ranks do after the last step
 
     def _loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Make the loss of this rank's tokens; the mean over equally large shards is that of the grid."""
@@ -96,27 +111,32 @@ class Training:
             "images_seen": self.images_seen,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "spikes": self.spikes.state(),
             "channels": list(self.store.names),
             "fingerprint": self.store.fingerprint,
         }
         self.checkpoints.save(self.images_seen, self.tensors(), meta)
+        self.guards.requests.saved()
 
     def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one, after checking that the data are still the same.
+        """Load the newest good checkpoint, if there is one, after checking that the data are still the same.
 
-        It may have been saved by any number of ranks in any layout.
+        It may have been saved by any number of ranks in any layout. A collective call over all ranks.
+
+        Raises:
+            ValueError: every checkpoint is damaged, or the data are others than before.
         """
-        found = checkpoint.complete(self.run_dir / "checkpoints") if self.seat.lead else []
-        # One rank chooses: on a network file system another may not see the newest yet.
-        name = tell(self.seat.groups.world, found[-1].name if found else "")
-        if not name:
+        path, remarks = newest(self.run_dir / "checkpoints", self.seat.groups.saving[1])
+        for remark in remarks:
+            console.print(remark, markup=False)
+        if path is None:
             return False
-        path = self.run_dir / "checkpoints" / name
         meta = checkpoint.read_meta(path)
         check_fingerprint(meta["fingerprint"], self.store)
         checkpoint.load(path, self.tensors(), near=self.seat.at.pp / self.seat.dims.pp)
         self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
         self.skipped_in_a_row = meta["skipped_in_a_row"]
+        self.spikes.load_state(meta.get("spikes"))
         return True
 
 
@@ -158,20 +178,24 @@ def train_step(run: Training, samples: Iterator[Sample]) -> dict[str, Any]:
     losses = run.pipeline.step((noisy(run, sample) for sample in islice(samples, count)), count)
     # Only the last stage has losses: their mean over its dp x wp x sp ranks is that of the batch.
     share = losses.double().mean() / (dims.dp * dims.places) if run.seat.last else losses.new_zeros(())
-    norm, (loss_sum,) = global_norm(run.model.parameters(), groups.world, replicas(groups.weights), [share])
-    loss, norm_value = torch.stack((loss_sum, norm)).tolist()
-    finite = math.isfinite(loss) and math.isfinite(norm_value)
+    wishes = [losses.new_full((), wish, dtype=torch.float64) for wish in run.guards.requests.wishes()]
+    norm, sums = global_norm(run.model.parameters(), groups.world, replicas(groups.weights), [share, *wishes])
+    norm_value, loss, stop, save = torch.cat((norm[None], sums)).tolist()
+    run.settled = run.guards.requests.settle(stop, save)
+    why = run.spikes.judge(loss, norm_value)  # of numbers that are the same on all ranks
     run.images_seen += train.batch
-    if finite:
-        clip(run.model.parameters(), norm, train.clip)
-        run.optimizer.step()
-        run.ema.update(run.model, run.images_seen, train.batch)
-    run.skipped += not finite
-    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
-    return {
+    if not why:
+        with run.guards.stopwatch.computing():
+            clip(run.model.parameters(), norm, train.clip)
+            run.optimizer.step()
+            run.ema.update(run.model, run.images_seen, train.batch)
+    run.skipped += bool(why)
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if why == "non-finite" else 0
+    record = {
         "images_seen": run.images_seen,
         "loss": loss,
         "grad_norm": norm_value,
         "lr": lr,
         "skipped": run.skipped,
     }
+    return record | ({"skip": why} if why else {})

@@ -6,6 +6,7 @@ WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT say everyt
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ _LAUNCHERS = {
     "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     "environment": _PLAIN,
 }
+_EZPZ = ("get_rank", "get_world_size", "get_local_rank")
 _BY_MPI = ("pals", "openmpi", "pmi", "pmix")
 _Found = dict[str, tuple[str, int]]  # field -> (variable that says it, value)
 
@@ -34,7 +36,8 @@ _Found = dict[str, tuple[str, int]]  # field -> (variable that says it, value)
 class Ranks:
     """This process among all: `rank` of `world`, and on its machine `local_rank` of `local_world`.
 
-    `launcher` is torchrun, pals, openmpi, pmi, pmix, slurm, "environment" (RANK was set by hand) or "none".
+    `launcher` is torchrun, pals, openmpi, pmi, pmix, slurm, ezpz, "environment" (RANK was set by hand) or
+    "none".
     """
 
     rank: int = 0
@@ -47,9 +50,15 @@ class Ranks:
 def discover(environ: Mapping[str, str]) -> Ranks:
     """Find out which rank this process is; without any launcher it is alone.
 
+    AERIS_RANKS=ezpz asks the package ezpz (github.com/saforem2/ezpz) instead of the environment.
+
     Raises:
-        ValueError: two variables contradict each other, or a number is nowhere to be found.
+        ValueError: two sources contradict each other, or a number is nowhere to be found.
     """
+    if (asked := environ.get("AERIS_RANKS", "")) == "ezpz":
+        return _by_ezpz(discover({**environ, "AERIS_RANKS": ""}))
+    if asked:
+        raise ValueError(f"AERIS_RANKS is {asked!r}: it can be ezpz, or unset to look at the environment")
     if "TORCHELASTIC_RUN_ID" in environ:  # torchrun, perhaps itself started by one of the others
         return _ranks(_read(environ, _PLAIN), "torchrun")
     found, by = _Found(), ""
@@ -79,7 +88,8 @@ def export(ranks: Ranks) -> None:
     """Set what torch reads in os.environ, as far as it is not there; torchrun has set everything.
 
     Where the ranks meet (MASTER_ADDR, MASTER_PORT) rank 0 says through MPI (mpi4py): 127.0.0.1 if all are on
-    its machine, else its host name, and a port that is free there. ValueError if MPI cannot be used for it.
+    its machine, else its host name, and a port that is free there. Without MPI it is the first host of the
+    job (PBS_NODEFILE, or Slurm's list) and a port made of the job's number; ValueError without those.
     """
     if ranks.launcher in ("torchrun", "none"):
         return
@@ -103,6 +113,8 @@ def leave() -> None:
 
 def _meeting_place(ranks: Ranks, address: str, port: str) -> tuple[str, str]:
     """Agree on an address and a port, as far as they are not given."""
+    from launch import machines  # here, because a process alone needs none of it
+
     if ranks.local_world == ranks.world:
         address = address or "127.0.0.1"
     if ranks.launcher != "environment" and (mpi := _mpi()):
@@ -113,12 +125,48 @@ def _meeting_place(ranks: Ranks, address: str, port: str) -> tuple[str, str]:
         with socket.socket() as probe:
             probe.bind(("", 0))
             free = str(probe.getsockname()[1])
-        address, port = mpi.COMM_WORLD.bcast((address or socket.gethostname(), port or free))
+        here = machines.meeting_name(socket.gethostname(), os.environ)
+        address, port = mpi.COMM_WORLD.bcast((address or here, port or free))
+    if not address and (host := machines.first_host(os.environ)):
+        here = socket.gethostname()
+        if ranks.rank == 0 and here.split(".")[0] != host.split(".")[0]:
+            raise ValueError(
+                f"rank 0 is on {here}, but the job's list of hosts begins with {host}: set MASTER_ADDR"
+            )
+        address = machines.meeting_name(host, os.environ)
+    port = port or machines.job_port(os.environ)
     if not (address and port):
-        missing = "MASTER_PORT" if address else "MASTER_ADDR and MASTER_PORT"
+        missing = " and ".join(n for n, v in (("MASTER_ADDR", address), ("MASTER_PORT", port)) if not v)
         other = "start them with mpiexec of an MPI library that mpi4py can load"
         raise ValueError(f"{ranks.world} ranks need a place to meet: set {missing}, or {other}")
     return address, port
+
+
+def _by_ezpz(said: Ranks) -> Ranks:
+    """Ask ezpz for the ranks; ValueError if it is not there or contradicts what the environment `said`."""
+    mpi = _mpi()  # before ezpz starts it, with the settings of `_mpi`
+    get = "pip install git+https://github.com/saforem2/ezpz, or unset AERIS_RANKS"
+    try:
+        ezpz = importlib.import_module("ezpz")
+    except ImportError as error:
+        raise ValueError(f"AERIS_RANKS is ezpz, which cannot be imported ({error}): {get}") from None
+    if not all(hasattr(ezpz, name) for name in ("setup_torch", *_EZPZ)):
+        raise ValueError(f"the ezpz that is installed is another project of the same name: {get}")
+    rank, world, local_rank = (int(getattr(ezpz, name)()) for name in _EZPZ)
+    if said.launcher != "none" and (rank, world, local_rank) != (said.rank, said.world, said.local_rank):
+        raise ValueError(
+            f"ezpz says rank {rank} of {world}, local {local_rank}, but {said.launcher} says rank "
+            f"{said.rank} of {said.world}, local {said.local_rank}: unset AERIS_RANKS or what is wrong"
+        )
+    if said.launcher == "none" and world > 1 and not mpi:
+        raise ValueError(
+            f"ezpz says {world} ranks, but not how many are on a machine: mpi4py is needed for it"
+        )
+    local_world = said.local_world
+    if said.launcher == "none" and mpi:
+        local_world = _place(mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED))[1]
+    launcher = said.launcher if said.launcher != "none" else "ezpz"
+    return Ranks(rank, world, local_rank, local_world, launcher)
 
 
 def _mpi() -> Any:

@@ -1,94 +1,46 @@
-"""Checkpoints, whole or not there at all: tensors by torch's DCP, everything else as JSON.
+"""Saving checkpoints, whole or not there at all: tensors by torch's DCP, everything else as JSON.
 
 A checkpoint is a directory `images_<count>`: per pipeline stage a directory `stage_<number>`, which the
 ranks of that stage write with DCP (torch.distributed.checkpoint), with its own index so that planning takes
-as long for many stages as for one; then `meta.json` and, last, `.complete`. It is built under another name
-and renamed, so a killed or failed save leaves no half checkpoint. A thread writes while training goes on.
-
-Any layout of ranks loads what any other saved. Loading executes no code: tensors load with `weights_only`,
-and DCP's pickled index goes through an unpickler that knows a handful of plain classes.
+as long for many stages as for one, and its `checksums.json`; then `meta.json` and, last, `.complete`, which
+vouches for both (swipe/checksums.py). It is built under another name and renamed, so a killed or failed save
+leaves no half checkpoint. A thread writes while training goes on. `load` and what else reads them is in
+swipe/checkpoint_reading.py, and the choice of one to go on from in swipe/resume.py.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
-import pickle
 import shutil
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint.state_dict_loader as dcp_load
 import torch.distributed.checkpoint.state_dict_saver as dcp_save
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-_PREFIX, _PARTIAL = "images_", ".partial"
-_INDEX_CLASSES = {
-    "torch": {"Size", "device", "dtype", "layout", "strided", "memory_format"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "collections": {"OrderedDict"},
-    "builtins": {"set", "frozenset"},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},
-}
+from swipe.checkpoint_errors import reason
+from swipe.checkpoint_files import INDEX, StageWriter
+from swipe.checkpoint_reading import (
+    PARTIAL,
+    PREFIX,
+    REPLACED,
+    complete,
+    load,
+    put_back,
+    read_meta,
+    silence_remarks,
+)
+from swipe.checksums import COMPLETE, LIST, META, Sum, digest, stage_name, verify, write_list, write_text
 
-
-class _IndexUnpickler(pickle.Unpickler):
-    """An unpickler for DCP's index that refuses every class but the index's own."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolve a class of the index, or a torch dtype; nothing else."""
-        if name in _INDEX_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        raise pickle.UnpicklingError(f"the checkpoint's index names {module}.{name}, which no index needs")
-
-
-class _SafeReader(FileSystemReader):
-    """DCP's file reader with its pickled index read once, by `_IndexUnpickler`."""
-
-    def __init__(self, path: Path) -> None:
-        """Read the index of the checkpoint at `path`."""
-        super().__init__(path)
-        self.index = _IndexUnpickler(io.BytesIO((path / ".metadata").read_bytes())).load()
-        if not isinstance(self.index, Metadata):
-            raise pickle.UnpicklingError("the checkpoint's index is not an index")
-        # Tensors only: DCP would load any other entry with plain pickle.
-        self.sizes = {
-            name: tuple(entry.size)
-            for name, entry in self.index.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the index."""
-        if self.index.storage_meta is None:
-            self.index.storage_meta = StorageMeta()
-        self.index.storage_meta.load_id = self.load_id
-        return self.index
+__all__ = ["Checkpoints", "complete", "load", "read_meta"]
 
 
 class Checkpoints:
@@ -98,8 +50,9 @@ class Checkpoints:
     on all, in the same words. Call `wait` before the program ends or its process groups are destroyed.
 
     Communication, by the writing thread, on `group` and `world` only: over dp, wp and sp DCP's plan and
-    results (about 0.6 kB per shard of a tensor), to and from the first rank of the stage; over all axes three
-    times 8 bytes, by which all ranks agree that all are well.
+    results (about 0.6 kB per shard of a tensor), to and from the first rank of the stage, and to it the
+    checksum of each file (0.1 kB); over all axes four times 8 bytes, by which all ranks agree that all are
+    well.
     """
 
     def __init__(
@@ -117,7 +70,7 @@ class Checkpoints:
 
         Args:
             root: directory of the checkpoints, one for all ranks.
-            keep: newest complete checkpoints that stay.
+            keep: newest complete checkpoints that stay, not counting any that lack a file or a part of one.
             stage: pipeline stage of this rank, of `stages`.
             group: the ranks of this stage (gloo), used for nothing else; None in a single process.
             world: all ranks (gloo), used for nothing else; None in a single process.
@@ -137,6 +90,7 @@ class Checkpoints:
         self._written = threading.Event()  # not Thread.join: interrupted, it takes the thread for ended
         self._written.set()
         self._failure: tuple[str, BaseException | None] | None = None
+        self._sums: dict[str, Sum] = {}  # of the files this rank wrote last
 
     def save(self, images: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Save the checkpoint `images_<images>` and return as soon as `tensors` are copied.
@@ -155,18 +109,20 @@ class Checkpoints:
                 this one failed.
         """
         self.wait()
-        _silence_remarks()
-        text, unable = "", None
+        silence_remarks()
+        text, unable, copies = "", None, dict(tensors)
         try:
             text = json.dumps({**meta, "stages": self.stages}, indent=1) + "\n"
             if self.asynchronous:
-                tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+                copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         except Exception as error:  # most likely no memory; told to all ranks by the thread
             unable = error
         written = threading.Event()
 
         def write() -> None:
-            self._save(images, tensors, text, unable)
+            self._save(images, copies, text, unable)
+            if self._failure is not None:
+                _drop_tracebacks(self._failure[1])
             written.set()
 
         threading.Thread(target=write).start()  # no daemon: an early end still finishes its checkpoint
@@ -201,19 +157,20 @@ class Checkpoints:
 
     def _save(self, images: int, tensors: dict[str, Tensor], meta: str, unable: Exception | None) -> None:
         """Write a checkpoint, in the thread; keep what goes wrong for `check`."""
-        final = self.root / f"{_PREFIX}{images:012d}"
-        partial = final.with_name(final.name + _PARTIAL)
+        final = self.root / f"{PREFIX}{images:012d}"
+        partial = final.with_name(final.name + PARTIAL)
         try:
             failure = (
                 self._together(lambda: self._prepare(partial, unable))
-                or self._together(lambda: self._write(partial / _stage_name(self.stage), tensors))
+                or self._together(lambda: self._write(partial / stage_name(self.stage), tensors))
+                or self._together(lambda: self._list(partial / stage_name(self.stage)))
                 or self._together(lambda: self._publish(partial, final, meta))
             )
             left = "nothing half-written is left"
             if failure:
-                self._together(lambda: shutil.rmtree(partial, ignore_errors=True) if self.lead else None)
+                self._together(self._tidy)
         except BaseException as error:  # of the communication itself: a rank is gone
-            failure, left = (_reason(error), error), "the next save removes what is left of it"
+            failure, left = (reason(error), error), "the next save removes what is left of it"
         if failure:
             self._failure = f"cannot save the checkpoint {final}: {failure[0]}; {left}", failure[1]
 
@@ -232,15 +189,15 @@ class Checkpoints:
         except BaseException as caught:  # DCP's own errors are not Exceptions
             error = caught
         if self.world is None:
-            return (_reason(error), error) if error else None
+            return (reason(error), error) if error else None
         size = dist.get_world_size(self.world)
         first = torch.tensor(dist.get_rank(self.world) if error else size)
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=self.world)
         if int(first) == size:
             return None
-        reason = [self._where(error) + _reason(error) if error else ""]
-        dist.broadcast_object_list(reason, dist.get_global_rank(self.world, int(first)), group=self.world)
-        return reason[0], error
+        said = [self._where(error) + reason(error) if error else ""]
+        dist.broadcast_object_list(said, dist.get_global_rank(self.world, int(first)), group=self.world)
+        return said[0], error
 
     def _where(self, error: BaseException) -> str:
         """Name the rank that failed: this one, or the one of this stage that DCP blames."""
@@ -252,142 +209,100 @@ class Checkpoints:
         """Remove what killed saves left and make the directories, before any rank writes."""
         if unable is not None:
             raise unable
+        self._tidy()
         if self.lead:
-            for unfinished in self.root.glob(f"{_PREFIX}*{_PARTIAL}"):
-                shutil.rmtree(unfinished, ignore_errors=True)
             for stage in range(self.stages):
-                (partial / _stage_name(stage)).mkdir(parents=True)
+                (partial / stage_name(stage)).mkdir(parents=True)
+
+    def _tidy(self) -> None:
+        """Remove every checkpoint that is not whole, and put back one that made room for such."""
+        if self.lead:
+            put_back(self.root)
+            for unfinished in self.root.glob(f"{PREFIX}*{PARTIAL}"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
     def _write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
-        """Write this stage's tensors, each rank its own shards."""
-        # Nothing is copied ahead: the copies are on the CPU, and it would wait for the device's queue.
-        writer = FileSystemWriter(
-            directory, single_file_per_rank=True, sync_files=True, per_thread_copy_ahead=0
-        )
+        """Write this stage's tensors, each rank its own shards, and digest what this rank wrote."""
+        writer = StageWriter(directory)
         dcp_save.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.world is None)
+        self._sums = {name: digest(directory / name) for name in writer.names}
+
+    def _list(self, directory: Path) -> None:
+        """Write the checksums of this stage, on its first rank."""
+        lists: list[Any] = [self._sums]
+        if self.group is not None:
+            first = dist.get_rank(self.group) == 0
+            lists = [None] * dist.get_world_size(self.group) if first else []
+            to = dist.get_global_rank(self.group, 0)
+            dist.gather_object(self._sums, lists if first else None, dst=to, group=self.group)
+        if lists:
+            sums = {name: known for some in lists for name, known in some.items()}
+            write_list(directory / LIST, sums | {INDEX: digest(directory / INDEX)})
+            _sync_directory(directory)
 
     def _publish(self, partial: Path, final: Path, meta: str) -> None:
         """Complete and rename the checkpoint, and remove old ones."""
         if not self.lead:
             return
-        with (partial / "meta.json").open("w") as file:
-            file.write(meta)
-            file.flush()
-            os.fsync(file.fileno())
-        (partial / ".complete").touch()
-        replaced = final.with_name(f"{final.name}.replaced{_PARTIAL}")
+        write_text(partial / META, meta)
+        lists = [f"{stage_name(stage)}/{LIST}" for stage in range(self.stages)]
+        write_list(partial / COMPLETE, {file: digest(partial / file) for file in (META, *lists)})
+        _sync_directory(partial)
+        replaced = final.with_name(final.name + REPLACED + PARTIAL)
         if final.exists():
             os.replace(final, replaced)
         os.replace(partial, final)
-        for old in (replaced, *complete(self.root)[: -self.keep]):
-            shutil.rmtree(old, ignore_errors=True)
+        _sync_directory(self.root)
+        _remove(replaced)
+        self._remove_old(final)
+
+    def _remove_old(self, newest: Path) -> None:
+        """Remove what is older than the newest `keep` good checkpoints; a damaged one does not count."""
+        found, good = complete(self.root), 0
+        for path in reversed(found) if len(found) > self.keep else ():
+            if good >= self.keep:
+                _remove(path)
+            else:
+                good += path == newest or _is_whole(path)
 
 
-def _stage_name(stage: int) -> str:
-    """Name the directory of a pipeline stage inside a checkpoint."""
-    return f"stage_{stage:03d}"
-
-
-def _silence_remarks() -> None:
-    """Silence DCP on itself: that it works without a process group, and (to torch 2.10) on its storages.
-
-    For good, and by the caller's thread: `catch_warnings` would undo what other threads do to the filters.
-    """
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-
-
-def _reason(error: BaseException) -> str:
-    """Describe a failure on one line, in the operating system's words if it is one of its errors."""
-    while isinstance(error, CheckpointException) and error.failures:
-        error = error.failures[min(error.failures)][0]
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno is not None:
-            where = f" ({link.filename})" if link.filename else ""
-            return os.strerror(link.errno) + (" (free some space)" if link.errno == errno.ENOSPC else where)
-        link = link.__cause__ or link.__context__
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def complete(root: Path) -> list[Path]:
-    """List the complete checkpoints under `root`, oldest first."""
-    return sorted(path.parent for path in root.glob(f"{_PREFIX}*/.complete") if not path.parent.suffix)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Read the JSON part of a complete checkpoint.
-
-    Raises:
-        ValueError: there is no complete checkpoint at `path`, or its JSON is damaged.
-    """
-    if not (path / ".complete").exists():
-        raise ValueError(f"{path} is not a complete checkpoint")
+def _is_whole(path: Path) -> bool:
+    """Tell whether all files of a complete checkpoint are there, in their sizes."""
     try:
-        meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged (meta.json: {error}); remove it to use the one before"
-        ) from None
-    return meta
+        verify(path, contents=False)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
-def load(path: Path, tensors: dict[str, Tensor], near: float = 0.0) -> None:
-    """Fill `tensors` in place from a complete checkpoint, without communication.
-
-    Each is read from the stage that holds it, however many stages and ranks saved it; of a DTensor only this
-    rank's shard is read.
-
-    Args:
-        path: the checkpoint.
-        tensors: plain tensors or DTensors of the saved global shapes, by name; all or some of the saved ones.
-        near: where to look first, as this rank's stage / stages: there, one or two indices suffice.
-
-    Raises:
-        ValueError: the checkpoint is damaged, its index names an unknown class, or it lacks one of `tensors`
-            or its shape; then nothing was changed, unless data are damaged.
-    """
-    stages = read_meta(path).get("stages")
-    missing, saved, parts = dict(tensors), dict[str, tuple[int, ...]](), []
-    with _damage_is_named(path):
-        for directory in _directories(path, stages, near):
-            if missing:
-                reader = _SafeReader(directory)
-                part = {name: missing.pop(name) for name in reader.sizes if name in missing}
-                saved |= {name: reader.sizes[name] for name in part}
-                parts.append((reader, part))
-    different = [name for name, tensor in tensors.items() if saved.get(name) != tuple(tensor.shape)]
-    if different:
-        name = different[0]
-        there, here = saved.get(name, "missing"), tuple(tensors[name].shape)
-        raise ValueError(
-            f"the checkpoint {path} belongs to another model: {name} is {there} there and {here} here "
-            f"({len(different)} of {len(tensors)} tensors differ)"
-        )
-    _silence_remarks()
-    with _damage_is_named(path):
-        for reader, part in parts:
-            if part:
-                dcp_load.load(part, storage_reader=reader, no_dist=True)
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there, so that it is never half there under its name."""
+    unnamed = path if path.suffix == PARTIAL else path.with_name(path.name + PARTIAL)
+    with suppress(OSError):  # what cannot be removed now is tried again with the next save
+        if path != unnamed:
+            os.replace(path, unnamed)
+        shutil.rmtree(unnamed, ignore_errors=True)
 
 
-def _directories(path: Path, stages: int | None, near: float) -> list[Path]:
-    """List the directories with an index, those about `near` of the way through the stages first."""
-    if stages is None:
-        return [path]  # written when there was one stage only
-    first = int(near * stages + 1e-9)
-    order = sorted(range(stages), key=lambda stage: abs(stage - first - 0.25))
-    return [path / _stage_name(stage) for stage in order]
-
-
-@contextmanager
-def _damage_is_named(path: Path) -> Iterator[None]:
-    """Turn what a damaged checkpoint may raise, which is nearly anything, into words for its owner."""
+def _sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on disk, where the file system can tell."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield
-    except (Exception, CheckpointException) as error:
-        if any(isinstance(inner[0], KeyboardInterrupt) for inner in getattr(error, "failures", {}).values()):
-            raise KeyboardInterrupt from None
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({_reason(error)}); remove it to use the one before"
-        ) from error
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _drop_tracebacks(error: BaseException | None) -> None:
+    """Let go of the frames that an error and its causes went through: they hold the copies."""
+    pending, seen = [error], set[int]()
+    while pending:
+        link = pending.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            link.__traceback__ = None
+            pending += [link.__cause__, link.__context__]
+            pending += [inner[0] for inner in getattr(link, "failures", {}).values()]

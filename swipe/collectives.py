@@ -8,18 +8,25 @@ gathering and gradient reduction (torch's FSDP2) and checkpoints (torch's DCP) m
 from __future__ import annotations
 
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from swipe.whereabouts import within
+
 Policy = Literal["async", "batched", "parity"]
 """How point-to-point messages are posted: each by itself; in one batch, sends first; or blocking, in an order
 that cannot deadlock, over groups of two ranks."""
+
+Said = TypeVar("Said")
 
 SHIFT_TAG, FORWARD_TAG, BACKWARD_TAG, HEADER_TAG, DATA_TAG = range(1, 6)  # streams that gloo keeps apart
 
@@ -29,7 +36,16 @@ class CommunicationError(ConnectionError):
 
 
 class AgreedError(ValueError):
-    """An error every rank raises in the same words, so that one of them can say it for all."""
+    """An error every rank raises in the same words, so that one of them can say it for all.
+
+    Attributes:
+        of_a_file: whether it was an OSError where it happened.
+    """
+
+    def __init__(self, text: str, of_a_file: bool = False) -> None:
+        """Keep the words."""
+        super().__init__(text)
+        self.of_a_file = of_a_file
 
 
 @dataclass(frozen=True)
@@ -93,21 +109,40 @@ FAILURES = ("onnection", "timed out", "imeout", "peer", "roken pipe", "gloo", "N
 """Words by which an error of a communication library is told from one of the computation."""
 
 
+_ending = threading.Event()
+ENDING_S = 60.0
+
+
+def expect_the_end() -> None:
+    """Say that this process is about to end: what fails as others end before it is no news."""
+    _ending.set()
+
+
 @contextmanager
-def waiting(operation: str, group: Group | None = None) -> Iterator[None]:
+def waiting(operation: str, group: Group | None = None, *, computes: bool = False) -> Iterator[None]:
     """Turn a failure of communication inside the context into one that names rank and operation.
+
+    Meanwhile `swipe.whereabouts` knows the operation.
+
+    Args:
+        operation: what this rank waits in.
+        group: with whom.
+        computes: the context also computes, so that being in it does not mean to wait for somebody.
 
     Raises:
         CommunicationError: a peer died, or did not answer within the timeout of the process group.
     """
     try:
-        yield
+        with within(operation, computes):
+            yield
     except CommunicationError:
         raise
     except RuntimeError as error:
         text = str(error).strip()
         if not any(word in text for word in FAILURES):
             raise
+        if _ending.is_set():
+            time.sleep(ENDING_S)
         rank = dist.get_rank() if dist.is_initialized() else 0
         others = "" if group is None else f" with {_named(r for r in group.ranks if r != rank)}"
         raise CommunicationError(
@@ -153,6 +188,36 @@ def all_reduce(x: Tensor, group: Group, what: str) -> Tensor:
     return x
 
 
+def all_gather(x: Tensor, group: Group, what: str) -> Tensor:
+    """Return every rank's `x`, of the same shape on all: [size, ...]."""
+    out = torch.empty((group.size, *x.shape), dtype=x.dtype, device=x.device)
+    if group.size == 1:
+        return out.copy_(x[None])
+    _note("all-gather", group.name, group.size - 1, x.nbytes * (group.size - 1))
+    # Its newer name, where this torch has it; the older one warns there.
+    call = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    with waiting(f"gathering of {what} over {group.name}", group):
+        call(out, x[None].contiguous(), group=group.handle)
+    return out
+
+
+HOST_BYTES = 64  # the longest name a Linux host can have
+
+
+def host_names(group: Group, device: torch.device) -> list[str]:
+    """Return the name of every rank's machine, without its domain; a collective call.
+
+    Moves 64 bytes per rank. Equal names are one object, as there may be many ranks.
+    """
+    name = socket.gethostname().split(".")[0].encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
+    names = all_gather(torch.tensor(list(name), dtype=torch.uint8, device=device), group, "host names")
+    rows = names.cpu().numpy()
+    known: dict[bytes, str] = {}
+    return [
+        known.setdefault(row.tobytes(), row.tobytes().rstrip(b"\0").decode(errors="replace")) for row in rows
+    ]
+
+
 def broadcast(x: Tensor, group: Group, root: int, what: str) -> Tensor:
     """Give every rank the tensor of rank number `root` of the group, in place: its bytes go to all others."""
     if group.size > 1:
@@ -177,8 +242,12 @@ def least(group: Group, number: int, what: str) -> int:
     return int(smallest)
 
 
-def agree(group: Group, error: str | None) -> str | None:
-    """Let all ranks know the first error any of them has (None: none has), so that all stop together."""
+def agree(group: Group, error: Said | None) -> Said | None:
+    """Let all ranks know the first error any of them has (None: none has), so that all stop together.
+
+    Args:
+        error: what to say of it, a small plain object.
+    """
     if group.size == 1:
         return error
     first = least(group, group.size if error is None else group.rank, "exchange of errors")
@@ -214,11 +283,12 @@ def together(group: Group) -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         failure = error
-    text = agree(group, None if failure is None else str(failure) or repr(failure))
     if failure is not None and group.size == 1:
         raise failure
-    if text is not None:
-        raise AgreedError(text) from failure
+    of_a_file = isinstance(failure, OSError) or getattr(failure, "of_a_file", False)
+    found = agree(group, None if failure is None else (str(failure) or repr(failure), of_a_file))
+    if found is not None:
+        raise AgreedError(*found) from failure
 
 
 class Pending:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from swipe.groups import Groups, make_pairs
 from swipe.layout import WindowLayout
 from swipe.schedule import SCHEDULES, Action, Step, Transfer, lower
 from swipe.sharding import drop_gathered, last_backward
+from swipe.stopwatch import Stopwatch
 
 
 class Microbatch(NamedTuple):
@@ -51,6 +53,8 @@ class Pipeline:
         pairs: for the policy "parity": a process group of two ranks for every peer.
 
     Attributes:
+        stopwatch: if it is set, measures the passes of training, without waiting for neighbours. Whoever sets
+            it takes its time after every step.
         peak_in_flight: most microbatches whose activations were alive at once, in the last step.
         peak_buffers: most tensors being received at once, in the last step.
 
@@ -79,6 +83,7 @@ class Pipeline:
         self.model, self.loss, self.schedule = model, loss, schedule
         self.stage, self.stages = stage, stages
         self.before, self.after, self.policy, self.pairs = before, after, policy, pairs
+        self.stopwatch: Stopwatch | None = None
         self.peak_in_flight = self.peak_buffers = 0
         # Shape and type of what is sent or received, by the shapes of the conditions (all stages have those).
         self.sent: dict[Any, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -194,10 +199,18 @@ class _Run:
             if isinstance(step, Transfer):
                 self.transfer(step)
             else:
-                with waiting(f"pass {step.at(self.pipeline.stage)} of the pipeline (weights or gradients)"):
+                what = f"pass {step.at(self.pipeline.stage)} of the pipeline (weights or gradients)"
+                with waiting(what, computes=True):
                     kinds[step.kind](step)
         while self.sending:
             self.sending.popleft().wait()
+
+    def timed(self, waits: bool) -> AbstractContextManager[None]:
+        """Measure a pass. A single microbatch is measured with its waiting for weights: there is no other."""
+        stopwatch = self.pipeline.stopwatch
+        if stopwatch is None or not self.training:
+            return nullcontext()
+        return stopwatch.computing(waits and self.count > 1)
 
     def microbatch(self, number: int) -> Microbatch:
         """Take microbatches from the source up to this one, in order."""
@@ -217,7 +230,8 @@ class _Run:
         assert x is not None, "the first stage's microbatch has an input"
         if self.training and pipeline.before:
             x.requires_grad_()
-        y = pipeline.model(x, *microbatch.conditions)
+        with self.timed(number == 0):  # gathers the weights
+            y = pipeline.model(x, *microbatch.conditions)
         if pipeline.after:
             self.results[action] = y.detach()
         else:
@@ -240,8 +254,10 @@ class _Run:
         x, edge, weight = self.flying.pop(action.microbatch)
         grad = self.arriving.pop(action).take() if weight is None else weight
         self.backwards_left -= 1
-        last_backward(self.pipeline.model, self.backwards_left == 0)
-        torch.autograd.backward((edge,), (grad,))
+        last = self.backwards_left == 0
+        last_backward(self.pipeline.model, last)
+        with self.timed(last):  # reduces the gradients
+            torch.autograd.backward((edge,), (grad,))
         if self.pipeline.before:
             assert x.grad is not None, "a stage depends on its input"
             self.results[action] = x.grad

@@ -68,6 +68,7 @@ def _server() -> Connection:
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": loopback}
+    settings["TORCH_FR_BUFFER_SIZE"] = "20"  # as a run has a flight recorder
     command = [sys.executable, "-c", f"import tests.harness as h; h.serve({theirs.fileno()})"]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, pass_fds=[theirs.fileno()])
     theirs.close()

@@ -26,7 +26,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MAX_FILE_LINES, MAX_MEDIAN_LINES, MAX_FUNCTION_LINES, MAX_MODULE_DOCSTRING = 400, 170, 60, 12
 
 PROGRAMS = (
-    *("aeris.train", "aeris.forecast", "aeris.evaluate", "aeris.calibrate", "aeris.plan"),
+    *("aeris.train", "aeris.replay", "aeris.forecast", "aeris.evaluate", "aeris.calibrate", "aeris.plan"),
+    "aeris.probe",
     *("aeris.data.convert", "aeris.data.speedy"),
     *("aeris.aurora.finetune", "aeris.aurora.compare", "aeris.aurora.validate"),
 )
@@ -46,16 +47,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 SPEAKERS = ("aeris.data.convert", "aeris.data.speedy", "aeris.diffusion.sampler")
 # Inside swipe a file imports only from rows above its own.
 SWIPE_ROWS = (
-    ("windows", "mesh", "backend", "noise", "schedule", "stages", "sharding", "checkpoint"),
-    ("collectives", "shift"),
-    ("groups", "ulysses", "gradients"),
-    ("layout", "images"),
-    ("edge",),
+    ("windows", "mesh", "backend", "noise", "schedule", "stages", "sharding", "checkpoint_errors"),
+    ("whereabouts", "inquiry", "stopwatch"),
+    ("collectives", "shift", "checkpoint_files"),
+    ("groups", "ulysses", "gradients", "checksums"),
+    ("layout", "images", "checkpoint_reading", "watchdog", "stragglers"),
+    ("edge", "checkpoint", "resume"),
     ("pipeline",),
-    ("pictures",),
+    ("pictures", "selftest", "probe"),
 )
+CHECKPOINTS = ("checkpoint", "checkpoint_errors", "checkpoint_files", "checkpoint_reading")
 DISTRIBUTED = tuple(
-    f"swipe.{name}" for name in ("backend", "collectives", "groups", "sharding", "checkpoint")
+    f"swipe.{name}"
+    for name in ("backend", "collectives", "groups", "sharding", *CHECKPOINTS, "selftest", "inquiry")
 )
 FORBIDDEN_NAMES = ("util", "utils", "common", "helper", "helpers", "engine", "core", "misc")
 FORBIDDEN_WORDS = re.compile(r"weather|latitude|longitude|era5|pressure", re.IGNORECASE)
@@ -345,7 +349,7 @@ def project() -> list[Module]:
     """Read the project's own text files."""
     patterns = [f"{top}/**/*.py" for top in (*PACKAGES, "benchmarks", "tests")]
     patterns += ["*.py", "*.md", "*.toml", "*.yaml", "Makefile", ".ci/*", ".pre-commit-config.yaml"]
-    patterns += ["docs/**/*.md", "pbs/**/*", "aeris/**/*.md", "tests/**/*.md"]
+    patterns += ["docs/**/*.md", "pbs/**/*", "launch/slurm/**/*", "aeris/**/*.md", "tests/**/*.md"]
     found = sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()})
     return [Module(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in found]
 

@@ -48,12 +48,20 @@ def broken_links(page: Path, text: str) -> list[str]:
 
 
 def commands(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    """List the (module, flags) of every `python -m ...` command a page shows."""
+    """List the (program, flags) of every `python -m ...` command a page shows.
+
+    A program is a module, or a module and its command ("launch submit"); behind ` -- ` stands another.
+    """
     found = []
-    code = [*FENCE.findall(text), *INLINE.findall(FENCE.sub("", text))]
+    indented = "\n".join(line for line in FENCE.sub("", text).splitlines() if line.startswith("    "))
+    code = [*FENCE.findall(text), indented, *INLINE.findall(FENCE.sub("", text))]
     for line in "\n".join(code).replace("\\\n", " ").splitlines():
         if match := MODULE.search(line.split(" # ")[0]):
-            found.append((match[1], tuple(FLAG.findall(match[2]))))
+            own, _, after = match[2].partition(" -- ")
+            command = re.match(r" ([a-z]+)", own) if match[1] == "launch" else None
+            found.append((match[1] + (command[0] if command else ""), tuple(FLAG.findall(own))))
+            if started := re.match(r"(aeris[\w.]+)(.*)", after):
+                found.append((started[1], tuple(FLAG.findall(started[2]))))
     return found
 
 
@@ -88,7 +96,7 @@ def unlisted_places(places: list[str], root: Path) -> list[str]:
 def help_text(module: str) -> str:
     """Return what `python -m module --help` prints, wide enough that no flag is wrapped."""
     env = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", module, "--help"]
+    command = [sys.executable, "-m", *module.split(), "--help"]
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
     )

@@ -20,7 +20,7 @@ IMPORT_NAMES = {
     "intel-extension-for-pytorch": "intel_extension_for_pytorch",
     "microsoft-aurora": "aurora",
 }
-# Needed without being imported by name: xarray's engine for NetCDF, and MPI for the launchers to come.
+# Needed without being imported by name: xarray's engine for NetCDF; MPI, imported where it is found.
 INDIRECT = {"h5netcdf", "mpi4py"}
 
 

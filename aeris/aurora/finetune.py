@@ -33,17 +33,20 @@ from aeris.aurora.training.starting_weights import Start, build, find_start
 from aeris.aurora.training.step import train_step, training_scores, validate
 from aeris.aurora.variants import VARIANTS
 from aeris.config import save
+from aeris.guards import Guards
 from aeris.log import RunLog, TrainingLine, console, run_program, speaker
 from aeris.optim import check_finite
 from aeris.rates import Rates
 from aeris.reading import ImageOrder
-from aeris.run_directory import check_same_command, make_directories
-from launch.rank import discover, export, leave
+from aeris.run_directory import check_same_command, ending, make_directories, parting
+from aeris.startup import clock
+from launch.rank import discover, export
 from swipe import checkpoint
-from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
-from swipe.collectives import barrier, together
+from swipe.backend import choose_device, describe, keep_freed_memory, start
+from swipe.collectives import together
 from swipe.groups import check_shard
 from swipe.mesh import ParallelDims
+from swipe.selftest import self_test
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,13 @@ def check_all(config: FineTuneConfig, run_dir: Path, world: int = 1) -> Checked:
     return Checked(data, found, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
-def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") -> FineTuning:
+def prepare(
+    config: FineTuneConfig, run_dir: Path, device_name: str = "auto", guards: Guards | None = None
+) -> FineTuning:
     """Check all that can be wrong, join the other ranks, build the run, and load its newest checkpoint.
+
+    Args:
+        guards: of the program that trains; None: nothing is watched.
 
     Raises:
         ValueError: see `check_all`; or ranks were started with other settings.
@@ -114,25 +122,43 @@ def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") ->
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     checked = check_all(config, run_dir, world)
     device = choose_device(device_name)
+    clock.mark("settings")
     start(device, config.parallel.timeout_s)
+    if guards is not None:
+        guards.requests.begin()
+    clock.mark("rendezvous")
     seat = take_seat(config, world, rank, device)
+    clock.mark("groups")
     with together(seat.groups.world):
         places = ("data.paths", "data.static", "weights")
         check_same_command(config, seat.groups.world, rank, places, configs.FLAGS)
         if seat.lead:
             make_directories(run_dir)
-    run = FineTuning(config, run_dir, checked.data, seat, checked.start)
+    run = FineTuning(config, run_dir, checked.data, seat, checked.start, guards)
+    clock.mark("model")
+    tested = self_test(seat.groups, device) if config.parallel.self_test else ""
+    clock.mark("self test")
     with together(seat.groups.world):
         resumed = run.resume()
         if seat.lead:
             save(config, run_dir / "config.json")
+    clock.mark("checkpoint")
+    introduce(run, checked, tested, resumed)
+    return run
+
+
+def introduce(run: FineTuning, checked: Checked, tested: str, resumed: bool) -> None:
+    """Say what is trained, on what, and from where."""
+    config, world, device = run.config, run.seat.world, run.device
     ranks = f"{world} ranks, {device.type}" if world > 1 else str(device)
     aurora, dtype = computed_in(config, device)
     precision = "bf16 autocast" if aurora.autocast else str(dtype).removeprefix("torch.")
     console.print(
-        f"{run_dir}: {config.variant}, {checked.trained:,} of {checked.parameters:,} parameters trained, "
+        f"{run.run_dir}: {config.variant}, {checked.trained:,} of {checked.parameters:,} parameters trained, "
         f"{precision}, {ranks}, {describe()}"
     )
+    if config.optimizer.offload != "none":
+        console.print(f"AdamW: {run.optimizer}")
     console.print(f"{len(checked.data.training):,} samples of {' '.join(config.data.paths)}")
     if checked.data.weather.left_out:
         console.print(f"{checked.data.weather.left_out:,} times are left out: a variable is missing there")
@@ -141,7 +167,6 @@ def prepare(config: FineTuneConfig, run_dir: Path, device_name: str = "auto") ->
         console.print(f"{done} at image {run.images_seen:,} of {config.train.images:,}")
     else:
         console.print(f"starting from {checked.start or 'fresh weights'}")
-    return run
 
 
 def due(run: FineTuning, every: int, end: int) -> bool:
@@ -154,7 +179,8 @@ def train(run: FineTuning) -> None:
     """Train until `train.images` have been seen, with validations, checkpoints and records.
 
     Raises:
-        ValueError: too many non-finite updates in a row, or data that cannot be used.
+        Stopped: the run was asked to stop, and has saved.
+        ValueError: too many skipped updates, or data that cannot be used.
         OSError: a checkpoint or record cannot be written, data cannot be read, or a rank is lost.
     """
     config, settings, seat = run.config, run.config.train, run.seat
@@ -168,25 +194,40 @@ def train(run: FineTuning) -> None:
         items = read_samples(config, run.data, images, pin_memory)
     line = TrainingLine(settings.images, run.images_seen, keep=0.95, digits=4)
     rates = Rates(run.images_seen, 0.0, 1.0)
-    samples = rates.samples(items)
+    samples = clock.first(run.guards.reading(rates.samples(items)), "first batch")
     path = run.run_dir / "log.jsonl" if seat.lead else None
     with line.bar, RunLog(path, run.images_seen or -1) as log:
         if run.images_seen == 0:
             judge(run, log)
+            clock.mark("validation")
         for update in range(1, updates + 1):
             record = train_step(run, samples)
+            clock.finish("first step", run.run_dir, seat.world, seat.lead)
             check_finite(run.model, seat.groups.world, run.skipped_in_a_row, settings.nonfinite_limit)
-            line.smooth(record["loss"])
+            run.spikes.report(record)
+            run.guards.compare(record)
+            if "skip" not in record:
+                line.smooth(record["loss"])
             if update % settings.log_every == 0 or update == updates:
                 speed = rates.since_last(run.images_seen)
                 log.write(record | {name: speed[name] for name in ("images_per_s", "data_wait")})
                 line.show(run.images_seen, f"{speed['images_per_s']:.2f} img/s data {speed['data_wait']:.0%}")
+            elif "skip" in record or "slow" in record:
+                log.write(record)
             if config.validate.every_images and due(run, config.validate.every_images, end):
                 judge(run, log)
-            if due(run, config.checkpoint.every_images, end):
+            asked = run.settled.save or run.settled.stop
+            if asked or due(run, config.checkpoint.every_images, end):
+                run.guards.phase("save")
                 run.save()
             run.checkpoints.check()
+            if run.settled.stop:
+                break
+            run.guards.phase("step")
+        run.guards.phase("save")
         run.checkpoints.wait()
+    if run.images_seen < end:
+        raise run.guards.requests.obeyed(run.images_seen)
 
 
 def judge(run: FineTuning, log: RunLog) -> None:
@@ -234,6 +275,7 @@ def parse(argv: list[str]) -> Arguments:
 
 def main() -> None:
     """Run the program."""
+    clock.begin("imports")
     ranks = discover(os.environ)
     speaker.take_turn(ranks.rank)
     with speaker.hush():
@@ -247,16 +289,17 @@ def main() -> None:
         return
     keep_freed_memory()
     export(ranks)
-    run = prepare(arguments.config, arguments.run_dir, arguments.device)
-    train(run)
-    with together(run.seat.groups.world):
-        run.export(arguments.run_dir / "weights.pt")
-    if run.seat.lead:
-        plot(arguments.run_dir)
-    console.print(f"trained on {run.images_seen:,} images; weights in {arguments.run_dir / 'weights.pt'}")
-    barrier(run.seat.groups.world, "the end")
-    finish()
-    leave()
+    config, run_dir, lead = arguments.config, arguments.run_dir, ranks.rank == 0
+    guards = Guards(run_dir, config.checkpoint.every_minutes, lead)
+    with ending(run_dir, lead) as end, guards.on_duty(config.faults, ranks.rank, ranks.world):
+        end.run = run = prepare(config, run_dir, arguments.device, guards)
+        with parting(run.seat.groups.world, end):
+            train(run)
+            with together(run.seat.groups.world):
+                run.export(run_dir / "weights.pt")
+            if lead:
+                plot(run_dir)
+            console.print(f"trained on {run.images_seen:,} images; weights in {run_dir / 'weights.pt'}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,12 @@ Shapes: B batch, N windows, T tokens per window, C channels, F forcings.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,8 +153,10 @@ def read_ahead(
         context = multiprocessing.get_context("forkserver")
         # torch is imported once, not in every worker
         context.set_forkserver_preload([type(dataset).__module__])
+        _start_unmoved_by_signals()
         parallel = {
             "multiprocessing_context": context,
+            "worker_init_fn": _end_for_the_parent_only,
             "persistent_workers": True,
             "prefetch_factor": prefetch,
         }
@@ -162,3 +168,38 @@ def read_ahead(
         pin_memory=pin_memory,
         **parallel,
     )
+
+
+_ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""Signals by which a program is asked to stop; launchers send them to its data workers as well."""
+
+
+def _start_unmoved_by_signals() -> None:
+    """Start the processes that start workers, with signals blocked that ask to stop: workers inherit it.
+
+    The program itself decides when it has read enough; signals that come meanwhile reach it afterwards.
+    """
+    numbers = {getattr(signal, name) for name in _ASKING if hasattr(signal, name)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        resource_tracker.ensure_running()  # lets two of them through when it is there
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_for_the_parent_only(worker: int) -> None:
+    """Let a worker end when the program terminates it, and for nobody else; called in the worker."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()

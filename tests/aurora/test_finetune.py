@@ -15,7 +15,7 @@ from aeris.aurora.model import Aurora
 from aeris.aurora.swin3d import compile_blocks
 from aeris.aurora.training.curves import read_scores
 from aeris.aurora.training.starting_weights import build, find_start
-from aeris.aurora.training.step import train_step
+from aeris.aurora.training.step import learn_from, train_step
 from swipe import checkpoint
 from tests.aurora import tiny_runs
 from tests.aurora.tiny_runs import SMALL, go, records, small
@@ -229,6 +229,38 @@ def test_nonfinite_updates_are_skipped_then_stop_the_run(
     assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
 
 
+def test_a_spike_is_skipped(
+    weather: tuple[str, str], base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss far above those before is no update; it is said, logged, and in the checkpoint."""
+    config = small("one-step", weather, 12, weights=str(base), faults={"spike": 9.0})
+    run = finetune.prepare(config, tmp_path, "cpu")
+    before: dict[str, torch.Tensor] = {}
+
+    def learn(*args: Any, **settings: Any) -> Any:
+        losses, lacking = learn_from(*args, **settings)
+        if run.images_seen != 8:
+            return losses, lacking
+        before.update({name: p.detach().clone() for name, p in run.model.named_parameters()})
+        return losses * 1e4, lacking
+
+    def taken(*args: Any) -> dict[str, Any]:
+        record = train_step(*args)
+        if record["images_seen"] == 10:
+            assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aeris.spikes.FIRST", 3)
+        patch.setattr("aeris.aurora.training.step.learn_from", learn)
+        patch.setattr(finetune, "train_step", taken)
+        finetune.train(run)
+    assert before and "image 10: spike step skipped" in capsys.readouterr().out
+    assert [r["images_seen"] for r in records(tmp_path) if "skip" in r] == [10]
+    meta = checkpoint.read_meta(checkpoint.complete(tmp_path / "checkpoints")[-1])
+    assert meta["skipped"] == 1 and meta["spikes"]["skipped"] == [5] and meta["spikes"]["taken"] == 5
+
+
 def test_weights_that_cannot_be_written_leave_nothing(
     weather: tuple[str, str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,3 +292,16 @@ def test_what_the_data_lack_is_said(base: Path, tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "4 times are left out" in said
     assert "no score of msl: missing" in said
+
+
+def test_the_optimizer_may_be_in_host_memory(weather: tuple[str, str], base: Path, tmp_path: Path) -> None:
+    """The same run to the bit with adapters alone trained, saved without offload and resumed with it."""
+    config = small("lora-three-step", weather, 4, weights=str(base), checkpoint={"every_images": 2})
+    offloaded = replace(config, optimizer=replace(config.optimizer, offload="cpu-torch"))
+    whole = go(config, tmp_path / "whole")
+    go(replace(config, train=replace(config.train, images=2)), tmp_path / "parts")
+    parts = go(offloaded, tmp_path / "parts")
+    assert parts.images_seen == 4 and str(parts.optimizer).startswith("torch's fused AdamW on the host")
+    assert whole.tensors().keys() == parts.tensors().keys()
+    for name, value in whole.tensors().items():
+        assert torch.equal(value, parts.tensors()[name]), name

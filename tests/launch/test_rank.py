@@ -192,6 +192,73 @@ def test_without_mpi_the_port_must_be_given(environ: dict[str, str]) -> None:
     assert environ["MASTER_ADDR"] == "127.0.0.1"
 
 
+def test_without_mpi_the_job_says_where_to_meet(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Every rank finds the same host and port by itself: in PBS's list of hosts, or in Slurm's."""
+    nodes = tmp_path / "nodes"
+    nodes.write_text("x1.hostmgmt.cm\nx2.hostmgmt.cm\n")
+    pbs = {"PBS_JOBID": "12.aurora-pbs-0001", "PBS_NODEFILE": str(nodes)}
+    slurm = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_STEP_NODELIST": "n[2-3]"}
+    for job, host in ((pbs, "x1.hsn.cm.aurora.alcf.anl.gov"), (slurm, "n2")):
+        met = []
+        for number, here in ((0, host.split(".")[0]), (13, "elsewhere")):
+            environ.clear()
+            environ.update(job)
+            monkeypatch.setattr(socket, "gethostname", lambda here=here: here)
+            export(Ranks(number, 24, number % 12, 12, "pals"))
+            met.append((environ["MASTER_ADDR"], environ["MASTER_PORT"]))
+        assert met == [(host, "10012")] * 2
+    environ.clear()
+    environ.update(pbs)
+    monkeypatch.setattr(socket, "gethostname", lambda: "x2")
+    with pytest.raises(ValueError, match=r"rank 0 is on x2, but the job's list of hosts begins with x1"):
+        export(Ranks(0, 24, 0, 12, "pals"))
+
+
+def test_machines_meet_over_the_fast_network(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "x7")
+    use_mpi(monkeypatch, (0, 24))
+    environ["PBS_JOBID"] = "12.aurora-pbs-0001"
+    export(Ranks(0, 24, 0, 12, "pals"))
+    assert environ["MASTER_ADDR"] == "x7.hsn.cm.aurora.alcf.anl.gov"
+
+
+def use_ezpz(monkeypatch: pytest.MonkeyPatch, rank_: int, world: int, local_rank: int) -> None:
+    numbers = {"get_rank": rank_, "get_world_size": world, "get_local_rank": local_rank}
+    fake = SimpleNamespace(setup_torch=None, **{name: lambda n=n: n for name, n in numbers.items()})
+    monkeypatch.setitem(sys.modules, "ezpz", fake)
+
+
+def test_ezpz_is_asked_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_mpi(monkeypatch, (13, 24), (1, 12))
+    use_ezpz(monkeypatch, 13, 24, 1)
+    assert discover({"AERIS_RANKS": "ezpz"}) == Ranks(13, 24, 1, 12, "ezpz")
+    assert discover({"AERIS_RANKS": "ezpz", **PALS}) == Ranks(13, 24, 1, 12, "pals")
+    assert discover({}) == Ranks()  # only then
+    with pytest.raises(
+        ValueError, match="ezpz says rank 13 of 24, local 1, but pmi says rank 2 of 4, local 2"
+    ):
+        discover({"AERIS_RANKS": "ezpz", **HYDRA})
+    with pytest.raises(ValueError, match="AERIS_RANKS is 'ezzp': it can be ezpz"):
+        discover({"AERIS_RANKS": "ezzp"})
+    monkeypatch.setattr(rank, "_mpi", lambda: None)
+    with pytest.raises(ValueError, match="24 ranks, but not how many are on a machine"):
+        discover({"AERIS_RANKS": "ezpz"})
+
+
+def test_another_ezpz_or_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The public index has a package of that name that crops images."""
+    monkeypatch.setitem(sys.modules, "ezpz", SimpleNamespace(crop=None))
+    with pytest.raises(ValueError, match="another project of the same name: pip install git"):
+        discover({"AERIS_RANKS": "ezpz"})
+    monkeypatch.setitem(sys.modules, "ezpz", None)
+    with pytest.raises(ValueError, match="ezpz, which cannot be imported"):
+        discover({"AERIS_RANKS": "ezpz"})
+
+
 def test_another_mpi_library_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process would be rank 0 of 1 of its own."""
     use_mpi(monkeypatch, (0, 1))
@@ -218,13 +285,15 @@ leave()
 """
 
 
-def run_mpiexec(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run PROGRAM as two ranks of the mpiexec beside this Python, or of any."""
+def run_mpiexec(
+    *args: str, program: tuple[str, ...] = ("-c", PROGRAM), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program as two ranks of the mpiexec beside this Python, or of any."""
     pytest.importorskip("mpi4py")
     mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if not mpiexec:
         pytest.skip("no mpiexec")
-    command = [mpiexec, "-n", "2", sys.executable, "-c", PROGRAM, *args]
+    command = [mpiexec, "-n", "2", sys.executable, *program, *args]
     launcher = re.compile("(PALS|PMI|PMIX|MPI|OMPI|SLURM|TORCHELASTIC|MASTER|LOCAL)_|RANK$|WORLD_SIZE$")
     clean = {name: value for name, value in os.environ.items() if not launcher.match(name)}
     env = {**clean, "PYTHONPATH": str(ROOT), **variables}
@@ -244,6 +313,17 @@ def test_a_rank_that_fails_ends_the_others() -> None:
     """Also when it fails because of its environment, while another waits for it in MPI."""
     assert "failed on purpose" in run_mpiexec("fail").stderr
     assert "PMI_RANK is 1, but RANK is 0" in run_mpiexec(RANK="0").stderr
+
+
+def test_the_command_prints_every_rank() -> None:
+    """`mpiexec -n 2 python -m launch ranks`: one line each, with one meeting place."""
+    done = run_mpiexec(program=("-m", "launch", "ranks"))
+    lines = sorted(done.stdout.splitlines())
+    here = socket.gethostname()
+    assert [re.sub(r":\d+$", "", line) for line in lines] == [
+        f"rank {r} of 2, {r} of 2 on {here}, by pmi, meets at 127.0.0.1" for r in range(2)
+    ]
+    assert len({line.rpartition(":")[2] for line in lines}) == 1
 
 
 def test_it_is_light() -> None:

@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, kind: str) -> None
         checkpoint.load(path, blank())
 
 
-class _Attack:
+class Attack:
     """A pickle that runs a command when it is loaded by plain pickle."""
 
     def __reduce__(self) -> tuple:
@@ -236,7 +236,7 @@ def test_loading_executes_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path / "c")
     index = path / "stage_000" / ".metadata"
-    index.write_bytes(pickle.dumps(_Attack()))
+    index.write_bytes(pickle.dumps(Attack()))
     with pytest.raises(ValueError, match="no index needs"):
         checkpoint.load(path, blank())
     assert not Path("pwned").exists()
@@ -250,7 +250,7 @@ def test_an_entry_that_is_no_tensor_is_not_loaded(tmp_path: Path, monkeypatch: p
     path = saved(tmp_path / "c")
     file = path / "stage_000" / ".metadata"
     index = pickle.loads(file.read_bytes())
-    data, attack = next(file.parent.glob("*.distcp")), pickle.dumps(_Attack())
+    data, attack = next(file.parent.glob("*.distcp")), pickle.dumps(Attack())
     where = next(iter(index.storage_data.values()))
     where.offset, where.length = data.stat().st_size, len(attack)
     data.write_bytes(data.read_bytes() + attack)

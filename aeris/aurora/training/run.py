@@ -24,11 +24,15 @@ from aeris.aurora.training.config import FineTuneConfig
 from aeris.aurora.training.reading import Data, Replay
 from aeris.aurora.training.scores import Scores
 from aeris.aurora.training.starting_weights import Start, build
+from aeris.guards import Guards
+from aeris.interruption import Settled
+from aeris.log import console
 from aeris.optim import make_optimizer, optimizer_tensors
+from aeris.spikes import Spikes
 from swipe import checkpoint
-from swipe.collectives import tell
 from swipe.groups import Groups, make_groups
 from swipe.mesh import ParallelDims
+from swipe.resume import newest
 from swipe.sharding import full, shard
 
 UNTRAINABLE = ("wave", "v1.5", "v1.5-ensemble")
@@ -98,12 +102,19 @@ class FineTuning:
     """A run in memory: this rank's part of model and optimizer, its scores and buffers, images seen."""
 
     def __init__(
-        self, config: FineTuneConfig, run_dir: Path, data: Data, seat: Seat, start: Start | None = None
+        self,
+        config: FineTuneConfig,
+        run_dir: Path,
+        data: Data,
+        seat: Seat,
+        start: Start | None = None,
+        guards: Guards | None = None,
     ) -> None:
         """Build everything from the configuration.
 
         Args:
             start: weights to begin with; fresh ones without, and until `resume`.
+            guards: of the program that trains; None: nothing is watched.
         """
         self.config, self.run_dir, self.data, self.seat = config, run_dir, data, seat
         self.device = seat.device
@@ -131,8 +142,12 @@ class FineTuning:
             lead=seat.lead,
         )
         self.images_seen = 0
-        self.skipped = 0  # non-finite updates so far
-        self.skipped_in_a_row = 0
+        self.skipped = 0  # non-finite updates and spikes so far
+        self.skipped_in_a_row = 0  # non-finite ones
+        self.spikes = Spikes(config.faults, config.train.batch)
+        self.guards = guards or Guards(run_dir, config.checkpoint.every_minutes, seat.lead)
+        self.guards.join(seat.groups, seat.device, config.faults)
+        self.settled = Settled()  # what all ranks do after the last update
 
     def new_scores(self, steps: int) -> Scores:
         """Make sums for the scores of roll-outs of `steps`."""
@@ -156,22 +171,23 @@ class FineTuning:
             "images_seen": self.images_seen,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "spikes": self.spikes.state(),
             "data": self.data.fingerprint,
         }
         self.checkpoints.save(self.images_seen, self.tensors(), meta)
+        self.guards.requests.saved()
 
     def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one; it may have been saved by any number of ranks.
+        """Load the newest good checkpoint, if there is one; it may have been saved by any number of ranks.
 
         Raises:
-            ValueError: it is damaged, or the data are others than before.
+            ValueError: every checkpoint is damaged, or the data are others than before.
         """
-        found = checkpoint.complete(self.run_dir / "checkpoints") if self.seat.lead else []
-        # One rank chooses: on a network file system another may not see the newest yet.
-        name = tell(self.seat.groups.world, found[-1].name if found else "")
-        if not name:
+        path, remarks = newest(self.run_dir / "checkpoints", self.seat.groups.saving[1])
+        for remark in remarks:
+            console.print(remark, markup=False)
+        if path is None:
             return False
-        path = self.run_dir / "checkpoints" / name
         meta = checkpoint.read_meta(path)
         before, now = meta["data"], self.data.fingerprint
         if different := [
@@ -183,6 +199,7 @@ class FineTuning:
         checkpoint.load(path, self.tensors())
         self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
         self.skipped_in_a_row = meta["skipped_in_a_row"]
+        self.spikes.load_state(meta.get("spikes"))
         return True
 
     def export(self, path: Path) -> None:

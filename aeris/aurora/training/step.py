@@ -51,22 +51,27 @@ def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
         losses, lacking = learn_from(run, item, share=1 / count, last=number == count - 1)
         losses_K += losses.double() / count
         missing += torch.tensor(lacking)
-    numbers = [*(losses_K / run.seat.world), *missing]
+    wishes = torch.tensor(run.guards.requests.wishes(), dtype=torch.float64)
+    numbers = [*(losses_K / run.seat.world), *missing, *wishes]
     norm, sums = global_norm(run.model.parameters(), world, replicas(run.seat.groups.weights), numbers)
-    norm_value, *losses_by_step, lacking_values, values = torch.cat((norm[None], sums)).tolist()
+    summed = torch.cat((norm[None], sums)).tolist()
+    norm_value, *losses_by_step, lacking_values, values, stop, save = summed
+    run.settled = run.guards.requests.settle(stop, save)
     loss = sum(losses_by_step) / len(losses_by_step)
-    finite = math.isfinite(loss) and math.isfinite(norm_value)
+    why = run.spikes.judge(loss, norm_value)  # of numbers that are the same on all ranks
     run.images_seen += train.batch
-    if finite:
-        if train.clip:
-            clip(run.model.parameters(), norm, train.clip)
-        run.optimizer.step()
-    run.skipped += not finite
-    run.skipped_in_a_row = 0 if finite else run.skipped_in_a_row + 1
+    if not why:
+        with run.guards.stopwatch.computing():
+            if train.clip:
+                clip(run.model.parameters(), norm, train.clip)
+            run.optimizer.step()
+    run.skipped += bool(why)
+    run.skipped_in_a_row = run.skipped_in_a_row + 1 if why == "non-finite" else 0
     record = {"images_seen": run.images_seen, "loss": loss, "grad_norm": norm_value, "lr": lr}
     if len(losses_by_step) > 1:
         record |= {f"loss_step_{step}": value for step, value in enumerate(losses_by_step, 1)}
-    return record | {"missing": lacking_values / max(1.0, values), "skipped": run.skipped}
+    record |= {"missing": lacking_values / max(1.0, values), "skipped": run.skipped}
+    return record | ({"skip": why} if why else {})
 
 
 def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[Tensor, tuple[int, int]]:
@@ -89,7 +94,8 @@ def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[T
         after=after,
         last=lambda last: last_backward(model, last),
     )
-    return roll.train(batch, targets, share, last), item.missing
+    with run.guards.stopwatch.computing():
+        return roll.train(batch, targets, share, last), item.missing
 
 
 @torch.no_grad()
@@ -121,6 +127,7 @@ def validate(run: FineTuning) -> dict[str, Any]:
         )
         losses_K = roll.evaluate(batch, [truth(run.model, one, batch) for one in item.targets])
         sums_K += losses_K.double() * counts
+        run.guards.tick()
     drop_gathered(run.model)
     scores.fold(seat.groups.world)
     losses = all_reduce(sums_K, seat.groups.world, "validation losses") / len(chosen)

@@ -1,0 +1,147 @@
+"""Command: submit the job of a preset of aeris.train, checked first, or print what would be submitted.
+
+The job script (`LAYOUTS`) has the same defaults; what is said here travels to it as environment variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import exits, scheduler
+from launch.layouts import LAYOUTS, Degrees, Layout, batch_problem, check, degrees, number
+from launch.machines import MACHINES, Machine, Queue
+
+AFTER = "flags"
+"""Name of what follows `--`."""
+EVERY_MINUTES = 15
+"""Minutes between checkpoints in job scripts: at full scale something breaks about once an hour."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the preset, where it runs, and further flags of aeris.train."""
+    presets = sorted({preset for known in LAYOUTS.values() for preset in known})
+    parser.usage = "python -m launch submit PRESET --nodes N [OPTIONS] [-- FLAGS OF AERIS.TRAIN]"
+    parser.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(presets)}")
+    parser.add_argument("--nodes", type=int, required=True, help="nodes that train; spares come on top")
+    parser.add_argument("--machine", choices=[*LAYOUTS], default="alcf-aurora", help="(default: %(default)s)")
+    parser.add_argument("--account", default="", help="whom it is charged to; empty: the scheduler's default")
+    parser.add_argument("--queue", help="queue or partition; the first that fits if absent")
+    parser.add_argument("--walltime", help="hours:minutes:seconds; the queue's longest if absent")
+    parser.add_argument("--spares", type=int, help="further nodes for those that fail; 1 %% from 20 nodes on")
+    parser.add_argument("--run-dir", help="run directory (default: runs/PRESET)")
+    parser.add_argument("--data", help="store of aeris.data.convert (default: era5; sample for tiny)")
+    parser.add_argument("--archive", default="", help="environment made by `launch pack`, put on every node")
+    parser.add_argument("--no-chain", action="store_true", help="the job does not submit its successor")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print the exact command lines and submit; returns the scheduler's own status, or 0.
+
+    Raises:
+        ValueError: the preset, the queue, the nodes or the batch do not go together.
+        OSError: the scheduler's command cannot be run.
+    """
+    machine, preset = MACHINES[arguments.machine], arguments.preset
+    layout = LAYOUTS[machine.name].get(preset)
+    if layout is None:
+        known = ", ".join(LAYOUTS[machine.name])
+        raise ValueError(f"there is no layout of {preset!r} for {machine.name}; known are {known}")
+    nodes = arguments.nodes
+    found = check(nodes, machine.ranks_per_node, degrees([*layout.degrees.flags, *arguments.flags]))
+    microbatches = share(layout, arguments.flags, found)
+    spares = spare_nodes(machine, nodes) if arguments.spares is None else arguments.spares
+    if spares < 0 or 0 < machine.nodes < nodes + spares:
+        raise ValueError(
+            f"{nodes:,} nodes and {spares:,} spares: {machine.name} has {machine.nodes:,}, so there can be "
+            f"at most {max(0, machine.nodes - nodes):,} --spares"
+        )
+    wanted_s = scheduler.seconds(arguments.walltime) if arguments.walltime else None
+    queue = choose_queue(machine, nodes + spares, arguments.queue, wanted_s)
+    run_dir = arguments.run_dir or f"runs/{preset}"
+    data = arguments.data or ("sample" if preset == "tiny" else "era5")
+    settings = {
+        "PRESET": preset,
+        "NODES": str(nodes),
+        "DP": str(found.dp) if layout.degrees.known > 1 else "",
+        "RUN_DIR": run_dir,
+        "DATA": data,
+        "ARCHIVE": arguments.archive,
+        "FLAGS": _joined(arguments.flags),
+    }
+    settings = {name: value for name, value in settings.items() if value}
+    settings["CHAIN"] = layout.script if queue.chains and not arguments.no_chain else ""
+    limit_s = wanted_s or 3600 * queue.hours
+    account = arguments.account
+    line = machine.submission(layout.script, nodes + spares, limit_s, queue.name, account, settings)
+    words = program(preset, run_dir, data, layout.degrees._replace(dp=found.dp), arguments.flags)
+    start = machine.command(words, ["host"] * nodes, machine.ranks_per_node, Path(run_dir, "job", "hosts.1"))
+    print(f"{nodes:,} nodes and {spares:,} spares, {queue.name} for {scheduler.clock(limit_s)}")
+    print(f"{nodes * machine.ranks_per_node:,} ranks as {found}{microbatches}")
+    print(f"submits: {shlex.join(line)}")
+    print(f"runs:    {shlex.join(start)}", flush=True)
+    if not Path(layout.script).is_file():
+        raise ValueError(f"{layout.script} is not here: submit from the top directory of the project")
+    if arguments.dry_run:
+        return exits.DONE
+    try:
+        return subprocess.run(line, check=False).returncode
+    except FileNotFoundError:
+        raise ValueError(f"{line[0]} is not here: submit from a login node of {machine.name}") from None
+
+
+def program(preset: str, run_dir: str, data: str, asked: Degrees, more: Sequence[str]) -> list[str]:
+    """Return the words that train a preset, the same as in its job script."""
+    words = ["python", "-m", "aeris.train", preset, "--run-dir", run_dir, "--data.store", data]
+    words += ["--checkpoint.every-minutes", str(EVERY_MINUTES)]
+    return [*words, *(asked.flags if asked.known > 1 and asked.pp else []), *more]
+
+
+def spare_nodes(machine: Machine, nodes: int) -> int:
+    """Return 1 % of the nodes, rounded up, within what the machine has; none below 20 nodes."""
+    spares = math.ceil(nodes / 100) if nodes >= 20 else 0
+    return min(spares, max(0, machine.nodes - nodes)) if machine.nodes else spares
+
+
+def choose_queue(machine: Machine, nodes: int, name: str | None, limit_s: float | None) -> Queue:
+    """Return the queue of this name, or the first, that takes so many nodes for so long.
+
+    Raises:
+        ValueError: none does; lists what the queues take.
+    """
+    for queue in machine.queues:
+        fits = queue.smallest <= nodes <= queue.largest and (limit_s or 0) <= 3600 * queue.hours
+        if fits and name in (None, queue.name):
+            return queue
+    limits = "; ".join(f"{q.name} {q.smallest:,} to {q.largest:,}, {q.hours:g} h" for q in machine.queues)
+    time = f" for {scheduler.clock(limit_s)}" if limit_s else ""
+    who = f"queue {name} does not take" if name else "no queue takes"
+    raise ValueError(f"{who} {nodes:,} nodes{time}; they take: {limits}")
+
+
+def share(layout: Layout, more: Sequence[str], found: Degrees) -> str:
+    """Say how many microbatches a replica gets in a step; ValueError if they cannot be shared evenly."""
+    if not found.dp:
+        return ""
+    batch = number(more, "train.batch", layout.batch)
+    microbatch = number(more, "train.microbatch", 1)
+    if problem := batch_problem(batch, microbatch, found.dp):
+        raise ValueError(f"{problem}; --train.batch after -- gives another batch")
+    return f", {batch // (microbatch * found.dp):,} microbatches a replica and step"
+
+
+def _joined(flags: Sequence[str]) -> str:
+    """Write flags as one setting; the job script cuts it at blanks, so no flag may have one.
+
+    Raises:
+        ValueError: one has.
+    """
+    for word in flags:
+        if not word or any(sign.isspace() for sign in word):
+            raise ValueError(f"{word!r} after --: words with blanks cannot travel to a job")
+    return " ".join(flags)

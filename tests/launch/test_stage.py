@@ -1,0 +1,224 @@
+"""An environment as one file and back: by one rank or by MPI, whole or not at all, never elsewhere."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import exits, rank, stage
+from launch.__main__ import run_main
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment with a package and what such environments have: links in and out."""
+    root = tmp_path_factory.mktemp("made") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    packages = next(root.glob("lib/python*/site-packages"))
+    (packages / "rainfall.py").write_text("print('rain')\n")
+    (root / "share").symlink_to(packages.absolute())  # absolute, though inside
+    (root / "nowhere").symlink_to(root / "absent")
+    return root
+
+
+@pytest.fixture(scope="module")
+def archive(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "env.tar"
+    assert run_main(["pack", str(environment), str(path)]) == exits.DONE
+    return path
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PMI", "PALS_", "SLURM_", "OMPI_", "RANK"))]:
+        monkeypatch.delenv(name)
+
+
+def test_what_was_packed_runs_elsewhere(
+    archive: Path, environment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(["stage", str(archive), str(tmp_path)]) == exits.DONE
+    there = stage.place(archive, tmp_path)
+    found = subprocess.run([there / "bin" / "python", "-m", "rainfall"], capture_output=True, text=True)
+    assert (found.stdout, found.returncode) == ("rain\n", 0)
+    assert there.parent.stat().st_mode & 0o777 == 0o700
+    assert not (there / "bin" / "python").resolve().is_relative_to(environment)
+    assert [path.name for path in there.parent.iterdir()] == [there.name]  # nothing unfinished
+    before = there.stat().st_ctime_ns
+    assert run_main(["stage", str(archive), str(tmp_path)]) == exits.DONE
+    assert there.stat().st_ctime_ns == before and "was there" in capfd.readouterr().out
+
+
+class Ranks:
+    """Ranks of a world of threads, with the calls of mpi4py that are used."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self.meet, self.box = world, threading.Barrier(world, timeout=20), [None] * world
+        self.own = threading.local()
+
+    def Get_rank(self) -> int:
+        return self.own.rank
+
+    def allgather(self, value: Any) -> list[Any]:
+        self.box[self.own.rank] = value
+        self.meet.wait()
+        found = list(self.box)
+        self.meet.wait()
+        return found
+
+    def bcast(self, value: Any) -> Any:
+        return self.allgather(value)[0]
+
+    def allreduce(self, value: int) -> int:
+        return sum(self.allgather(value))
+
+    def run(self, archive: Path, directories: list[Path], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Stage on every rank into its own directory, as on nodes of their own."""
+        statuses = [-1] * self.world
+        monkeypatch.setattr(stage, "discover", lambda _: rank.Ranks(self.own.rank, self.world, 0, 1, "pmi"))
+        monkeypatch.setattr(stage, "_communicator", lambda world: self)
+        monkeypatch.setattr(stage, "PIECE_BYTES", 100_000)
+
+        def work(number: int) -> None:
+            self.own.rank = number
+            statuses[number] = run_main(["stage", str(archive), str(directories[number])])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(self.world)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        return statuses
+
+
+def test_one_rank_reads_for_all(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A rank that has it already takes part; one whose disk cannot take it is named, and hinders nobody."""
+    directories = [tmp_path / name for name in ("a", "b", "c")]
+    assert run_main(["stage", str(archive), str(directories[1])]) == exits.DONE
+    opened = []
+    real = Path.open
+
+    def counted(self: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(self)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", counted)
+    assert Ranks(3).run(archive, directories, monkeypatch) == [exits.DONE] * 3
+    assert opened.count(archive) == 1
+    assert all((stage.place(archive, directory) / "bin" / "python").exists() for directory in directories)
+
+    directories = [tmp_path / "d", tmp_path / "file", tmp_path / "f"]
+    directories[1].touch()
+    assert Ranks(3).run(archive, directories, monkeypatch) == [exits.IO] * 3
+    assert (stage.place(archive, directories[2]) / "bin" / "python").exists()
+    assert "could not be staged: [Errno 20] Not a directory" in capfd.readouterr().err
+
+
+def test_the_archive_cannot_be_read(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "env.tar"
+    stage.place(archive, tmp_path)
+    (tmp_path / "env.tar.sha256").write_text(Path(f"{archive}.sha256").read_text())
+    assert Ranks(2).run(moved, [tmp_path / "a", tmp_path / "b"], monkeypatch) == [exits.IO] * 2
+    assert capfd.readouterr().err.count("No such file or directory") == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swapped"])
+def test_a_damaged_archive_is_not_used(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    data = bytearray(archive.read_bytes())
+    if damage == "flipped":  # in the middle of a file, where tar does not look
+        data[data.index(b"print('rain')")] ^= 1
+    (tmp_path / "env.tar").write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    checksum = Path(f"{archive}.sha256").read_text()
+    (tmp_path / "env.tar.sha256").write_text("0" + checksum[1:] if damage == "swapped" else checksum)
+    assert run_main(["stage", str(tmp_path / "env.tar"), str(tmp_path)]) == exits.IO
+    assert "could not be staged" in capfd.readouterr().err
+    assert not list((tmp_path / f"aeris-{os.getuid()}").iterdir())
+
+
+def malicious(name: str, kind: bytes, target: str) -> list[tarfile.TarInfo]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return [member]
+
+
+def through_a_link() -> list[tarfile.TarInfo]:
+    return [*malicious("in", tarfile.SYMTYPE, "."), *malicious("in/up", tarfile.SYMTYPE, "../..")]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        malicious("../evil", tarfile.REGTYPE, ""),
+        malicious("/evil", tarfile.REGTYPE, ""),
+        malicious("link", tarfile.SYMTYPE, "../../evil"),
+        malicious("link", tarfile.SYMTYPE, "/etc"),
+        malicious("hard", tarfile.LNKTYPE, "../outside"),
+        malicious("device", tarfile.CHRTYPE, ""),
+        malicious("pipe", tarfile.FIFOTYPE, ""),
+        through_a_link(),
+    ],
+    ids=lambda members: members[-1].name,
+)
+@pytest.mark.parametrize("filtered", [True, False])
+def test_nothing_leaves_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[tarfile.TarInfo], filtered: bool
+) -> None:
+    """With the filter of tarfile, and as on a Python without it."""
+    if not filtered:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    (tmp_path / "outside").touch()
+    root = tmp_path / "top" / "root"
+    root.mkdir(parents=True)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for member in members:
+            tar.addfile(member)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r|*") as tar, pytest.raises((ValueError, tarfile.TarError)):
+        for member in tar:
+            stage.extract(tar, member, root)
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_place_that_others_can_write_is_refused(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"aeris-{os.getuid()}").mkdir()
+    (tmp_path / f"aeris-{os.getuid()}").chmod(0o777)
+    assert run_main(["stage", str(archive), str(tmp_path)]) == exits.IO
+    assert "is not only ours to write" in capfd.readouterr().err
+
+
+def test_what_cannot_be_packed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_main(["pack", str(tmp_path), str(tmp_path / "x.tar")]) == exits.MISTAKE
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    (tmp_path / "env" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "env" / "lib").symlink_to(tmp_path / "lib")
+    assert run_main(["pack", str(tmp_path / "env"), str(tmp_path / "x.tar")]) == exits.MISTAKE
+    said = capfd.readouterr().err
+    assert "it has no bin/python" in said and f"leads to the directory {tmp_path / 'lib'} outside" in said
+    assert not list(tmp_path.glob("x.tar*"))
+
+
+@pytest.mark.slow
+def test_by_mpiexec(archive: Path, tmp_path: Path) -> None:
+    """Two ranks of one machine, one directory: each takes the other's for its own."""
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python")
+    command = [sys.executable, "-m", "launch", "stage", str(archive), str(tmp_path)]
+    found = subprocess.run([mpiexec, "-n", "2", *command], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert "on 2 nodes, sent by rank 0" in found.stdout
+    assert len(list((tmp_path / f"aeris-{os.getuid()}").iterdir())) == 1
