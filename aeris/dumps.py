@@ -53,16 +53,7 @@ def dump_step(run: Training, record: dict[str, Any]) -> bool:
     if (lack := _lack_of_room(run)) is not None:
         console.print(f"the step of images {first:,} to {last - 1:,} is not kept for replay: {lack}")
         return False
-    group, world = run.seat.groups.saving
-    dumps = Checkpoints(
-        root,
-        faults.dumps,
-        stage=run.seat.at.pp,
-        stages=run.seat.dims.pp,
-        group=group.handle,
-        world=world.handle,
-        lead=run.seat.lead,
-    )
+    dumps = Checkpoints(root, faults.dumps, run.seat.groups)
     tensors = {name: value for name, value in run.tensors().items() if name.startswith("model.")}
     if run.seat.lead:
         for path in complete(root):  # of steps after this one, which a resumed run takes again

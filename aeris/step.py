@@ -64,15 +64,8 @@ class Training:
         if store.masks:
             self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(self.device)
         self.pipeline = make_pipeline(self.model, seat, self._loss(), config.parallel.schedule)
-        group, world = seat.groups.saving
         self.checkpoints = checkpoint.Checkpoints(
-            run_dir / "checkpoints",
-            config.checkpoint.keep,
-            stage=seat.at.pp,
-            stages=seat.dims.pp,
-            group=group.handle,
-            world=world.handle,
-            lead=seat.lead,
+            run_dir / "checkpoints", config.checkpoint.keep, seat.groups
         )
         self.images_seen = 0
         self.skipped = 0  # non-finite steps and spikes so far

@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint.state_dict_saver as dcp_save
 from torch import Tensor
@@ -39,6 +38,8 @@ from swipe.checkpoint_reading import (
     silence_remarks,
 )
 from swipe.checksums import COMPLETE, LIST, META, Sum, digest, stage_name, verify, write_list, write_text
+from swipe.collectives import ALONE, agree
+from swipe.groups import Groups
 
 __all__ = ["Checkpoints", "complete", "load", "read_meta"]
 
@@ -49,7 +50,7 @@ class Checkpoints:
     Each rank has one, and all call `save` and `wait` in the same order. A save that fails on one rank fails
     on all, in the same words. Call `wait` before the program ends or its process groups are destroyed.
 
-    Communication, by the writing thread, on `group` and `world` only: over dp, wp and sp DCP's plan and
+    Communication, by the writing thread, on the groups for saving only: over dp, wp and sp DCP's plan and
     results (about 0.6 kB per shard of a tensor), to and from the first rank of the stage, and to it the
     checksum of each file (0.1 kB); over all axes four times 8 bytes, by which all ranks agree that all are
     well.
@@ -59,11 +60,7 @@ class Checkpoints:
         self,
         root: Path,
         keep: int,
-        stage: int = 0,
-        stages: int = 1,
-        group: dist.ProcessGroup | None = None,
-        world: dist.ProcessGroup | None = None,
-        lead: bool = True,
+        groups: Groups | None = None,
         asynchronous: bool = True,
     ) -> None:
         """Describe where to save; nothing is written yet.
@@ -71,22 +68,23 @@ class Checkpoints:
         Args:
             root: directory of the checkpoints, one for all ranks.
             keep: newest complete checkpoints that stay, not counting any that lack a file or a part of one.
-            stage: pipeline stage of this rank, of `stages`.
-            group: the ranks of this stage (gloo), used for nothing else; None in a single process.
-            world: all ranks (gloo), used for nothing else; None in a single process.
-            lead: whether this rank makes, renames and removes directories; true on one rank.
+            groups: this rank's; those for `saving` are used for nothing else. None in a single process.
             asynchronous: whether `save` returns before the checkpoint is on disk.
 
         Raises:
-            ValueError: a number is out of range, or there are several ranks and no groups.
+            ValueError: nothing would be kept, or there are several ranks and no groups.
         """
-        if not 0 <= stage < stages or keep < 1:
-            raise ValueError(f"stage {stage} of {stages}, keep {keep}: need 0 <= stage < stages, keep >= 1")
-        alone = stages == 1 and not (dist.is_initialized() and dist.get_world_size() > 1)
-        if (group is None) != (world is None) or (world is None and not alone):
-            raise ValueError("several ranks save together: pass both the group of the stage and that of all")
-        self.root, self.keep, self.stage, self.stages = root, keep, stage, stages
-        self.group, self.world, self.lead, self.asynchronous = group, world, lead, asynchronous
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least 1 checkpoint stays")
+        if groups is None and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError("several ranks save together: pass their groups")
+        self.root, self.keep, self.asynchronous = root, keep, asynchronous
+        self.stage, self.stages, self.lead, self.world = 0, 1, True, ALONE
+        self.group: dist.ProcessGroup | None = None  # the ranks of this stage; the first one makes its lists
+        if groups is not None:
+            self.stage, self.stages = groups.dims.coordinate(groups.rank).pp, groups.dims.pp
+            self.lead = groups.rank == 0  # makes, renames and removes directories
+            self.group, self.world = groups.saving[0].handle, groups.saving[1]
         self._written = threading.Event()  # not Thread.join: interrupted, it takes the thread for ended
         self._written.set()
         self._failure: tuple[str, BaseException | None] | None = None
@@ -177,7 +175,7 @@ class Checkpoints:
     def _together(self, action: Callable[[], Any]) -> tuple[str, BaseException | None] | None:
         """Do `action` on every rank and wait for all of them.
 
-        Bytes: an all-reduce of 8 over `world`; after a failure also its reason, broadcast.
+        Bytes: those of `agree` over all ranks.
 
         Returns:
             None if all went well; else, on all ranks, the reason of the first rank that failed, and the error
@@ -188,20 +186,14 @@ class Checkpoints:
             action()
         except BaseException as caught:  # DCP's own errors are not Exceptions
             error = caught
-        if self.world is None:
-            return (reason(error), error) if error else None
-        size = dist.get_world_size(self.world)
-        first = torch.tensor(dist.get_rank(self.world) if error else size)
-        dist.all_reduce(first, op=dist.ReduceOp.MIN, group=self.world)
-        if int(first) == size:
-            return None
-        said = [self._where(error) + reason(error) if error else ""]
-        dist.broadcast_object_list(said, dist.get_global_rank(self.world, int(first)), group=self.world)
-        return said[0], error
+        said = agree(self.world, None if error is None else self._where(error) + reason(error))
+        return None if said is None else (said, error)
 
     def _where(self, error: BaseException) -> str:
-        """Name the rank that failed: this one, or the one of this stage that DCP blames."""
-        if isinstance(error, CheckpointException) and error.failures and self.group is not None:
+        """Name the rank that failed: this one, or the one of this stage that DCP blames; alone, none."""
+        if self.group is None:
+            return ""
+        if isinstance(error, CheckpointException) and error.failures:
             return f"rank {dist.get_global_rank(self.group, min(error.failures))}: "
         return f"rank {dist.get_rank()}: "
 
@@ -224,7 +216,7 @@ class Checkpoints:
     def _write(self, directory: Path, tensors: dict[str, Tensor]) -> None:
         """Write this stage's tensors, each rank its own shards, and digest what this rank wrote."""
         writer = StageWriter(directory)
-        dcp_save.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.world is None)
+        dcp_save.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
         self._sums = {name: digest(directory / name) for name in writer.names}
 
     def _list(self, directory: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -93,6 +93,7 @@ def make_groups(
     everyone = tuple(range(dims.world))
     stage = dims.along(rank, "dp", "wp_y", "wp_x", "sp")
     sequence = dims.along(rank, "sp")
+    all_saving = _gloo("all ranks", everyone, rank)
     return Groups(
         dims=dims,
         rank=rank,
@@ -100,7 +101,10 @@ def make_groups(
         sequence=_group("sp", sequence, rank, timeout_s),
         reading=_gloo("sp", sequence, rank, timeout_s) if dims.sp > 1 else Group("sp", sequence, 0),
         chain=_group("pp", dims.along(rank, "pp"), rank, timeout_s),
-        saving=(_gloo("dp x wp x sp", stage, rank), _gloo("all ranks", everyone, rank)),
+        saving=(
+            _gloo("dp x wp x sp", stage, rank),
+            replace(all_saving, levels=_levels(dims.world, rank, SAVING_TIMEOUT_S)),
+        ),
         policy=policy,
         timeout_s=timeout_s,
         weights=_weight_mesh(stage, rank, shard or len(stage), device, timeout_s),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import resource
@@ -16,12 +17,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from swipe import checkpoint
 from swipe.checkpoint import Checkpoints
+from swipe.groups import make_groups
+from swipe.mesh import ParallelDims
 from tests.harness import run_distributed
 
 
@@ -141,9 +143,8 @@ def test_only_the_newest_stay_and_partial_ones_do_not_count(tmp_path: Path) -> N
     assert [path.name[-3:] for path in checkpoint.complete(tmp_path)] == ["020", "300"]
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         checkpoint.load(tmp_path / "images_000000000999", blank())
-    for wrong in ({"stage": 1}, {"keep": 0}, {"stages": 2}):
-        with pytest.raises(ValueError, match="keep >= 1|pass both the group"):
-            Checkpoints(tmp_path, **{"keep": 1} | wrong)
+    with pytest.raises(ValueError, match="at least 1 checkpoint stays"):
+        Checkpoints(tmp_path, keep=0)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,17 +295,14 @@ def expected() -> dict[str, torch.Tensor]:
 def be_a_rank(root: Path, stages: int, *mesh_shape: int) -> tuple[Checkpoints, dict[str, torch.Tensor]]:
     """Build a rank of a pipeline of `stages`, each sharded by FSDP2 over a mesh (HSDP if of two axes)."""
     warnings.simplefilter("error")
-    names = ("pp", "replicate", "shard") if len(mesh_shape) == 2 else ("pp", "shard")
-    mesh = init_device_mesh("cpu", (stages, *mesh_shape), mesh_dim_names=names)
-    stage = mesh.get_local_rank("pp")
+    dims = ParallelDims(dp=math.prod(mesh_shape), pp=stages)
+    groups = make_groups(dims, dist.get_rank(), torch.device("cpu"), shard=mesh_shape[-1])
+    stage = dims.coordinate(groups.rank).pp
     modules = {u: make_unit(u) for u in range(stage * UNITS // stages, (stage + 1) * UNITS // stages)}
-    for module in modules.values():
-        for part in module:
-            fully_shard(part, mesh=mesh[names[1:]])
-    ranks = torch.arange(dist.get_world_size()).view(stages, -1).tolist()
-    group = [dist.new_group(members) for members in ranks][stage]
-    world, lead = dist.new_group(), dist.get_rank() == 0
-    return Checkpoints(root, 1, stage, stages, group, world, lead), state_of(modules)
+    for part in (part for module in modules.values() for part in module):
+        if groups.weights:
+            fully_shard(part, mesh=groups.weights)
+    return Checkpoints(root, 1, groups), state_of(modules)
 
 
 def save_layout(root: Path, *layout: int) -> None:
@@ -360,7 +358,7 @@ def test_any_layout_loads_what_any_other_saved(tmp_path: Path, saved_by: tuple[i
 
 def fail_on_one_rank(root: Path) -> list[str]:
     """Save four times: a file too large, no copy, no directory, and well; return what was said."""
-    with pytest.raises(ValueError, match="pass both the group of the stage and that of all"):
+    with pytest.raises(ValueError, match="pass their groups"):
         Checkpoints(root, keep=1)
     checkpoints, state = be_a_rank(root, 2, 2)
     rank, said, partial = dist.get_rank(), [], root / "images_000000000003.partial"

@@ -133,13 +133,8 @@ class FineTuning:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scores = self.new_scores(config.rollout.steps)
         self.replay = Replay(config, data, dtype, seat.rank, seat.world) if config.replay.size else None
-        group, world = seat.groups.saving
         self.checkpoints = checkpoint.Checkpoints(
-            run_dir / "checkpoints",
-            config.checkpoint.keep,
-            group=group.handle,
-            world=world.handle,
-            lead=seat.lead,
+            run_dir / "checkpoints", config.checkpoint.keep, seat.groups
         )
         self.images_seen = 0
         self.skipped = 0  # non-finite updates and spikes so far
