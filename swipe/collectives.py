@@ -189,29 +189,31 @@ def all_reduce(x: Tensor, group: Group, what: str) -> Tensor:
 
 
 def all_gather(x: Tensor, group: Group, what: str) -> Tensor:
-    """Return every rank's `x`, of the same shape on all: [size, ...]."""
-    out = torch.empty((group.size, *x.shape), dtype=x.dtype, device=x.device)
-    if group.size == 1:
-        return out.copy_(x[None])
-    _note("all-gather", group.name, group.size - 1, x.nbytes * (group.size - 1))
+    """Return every rank's `x`, of the same shape on all: [size, ...]; between many CPUs level by level."""
+    out = x[None]
+    levels = group.levels if x.device.type == "cpu" else ()
     # Its newer name, where this torch has it; the older one warns there.
     call = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    with waiting(f"gathering of {what} over {group.name}", group):
-        call(out, x[None].contiguous(), group=group.handle)
+    for level in (levels or (group,)) if group.size > 1 else ():
+        own = out.contiguous()
+        out = torch.empty((level.size * len(own), *x.shape), dtype=x.dtype, device=x.device)
+        _note("all-gather", level.name, level.size - 1, own.nbytes * (level.size - 1))
+        with waiting(f"gathering of {what} over {level.name}", level):
+            call(out, own, group=level.handle)
     return out
 
 
 HOST_BYTES = 64  # the longest name a Linux host can have
 
 
-def host_names(group: Group, device: torch.device) -> list[str]:
+def host_names(group: Group) -> list[str]:
     """Return the name of every rank's machine, without its domain; a collective call.
 
     Moves 64 bytes per rank. Equal names are one object, as there may be many ranks.
     """
     name = socket.gethostname().split(".")[0].encode()[:HOST_BYTES].ljust(HOST_BYTES, b"\0")
-    names = all_gather(torch.tensor(list(name), dtype=torch.uint8, device=device), group, "host names")
-    rows = names.cpu().numpy()
+    names = all_gather(torch.tensor(list(name), dtype=torch.uint8), group, "host names")
+    rows = names.numpy()
     known: dict[bytes, str] = {}
     return [
         known.setdefault(row.tobytes(), row.tobytes().rstrip(b"\0").decode(errors="replace")) for row in rows

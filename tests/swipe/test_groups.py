@@ -19,6 +19,7 @@ from swipe.collectives import (
     Group,
     Message,
     agree,
+    all_gather,
     all_to_all,
     barrier,
     exchange,
@@ -254,6 +255,7 @@ def agree_by_levels(errors: list[str | None]) -> tuple[list[tuple[int, ...]], in
         patch.setattr("swipe.groups.LEVELS_FROM", 2)
         world = make_groups(ParallelDims(dp=len(errors)), dist.get_rank(), CPU).world
     barrier(world, "the test")
+    assert all_gather(torch.tensor([world.rank, 5]), world, "ranks").tolist() == [[r, 5] for r in world.ranks]
     return (
         [level.ranks for level in world.levels],
         least(world, 7 - world.rank, "numbers"),
