@@ -208,12 +208,18 @@ class FaultConfig:
     """Skip a step whose log loss is so many standard deviations above its running mean; 0: never."""
     limit: int = 20
     """Stop after so many skipped steps, non-finite or spikes, within the last thousand."""
-    dumps: int = 3
-    """Skipped steps that are kept for `aeris.replay`, with the weights of that moment."""
     slow_pct: float = 8.0
     """Say so when a rank computes so much longer than the median of its stage; 0: never."""
     slow_every: int = 100
     """Steps between two looks at how long every rank computes."""
+
+
+@dataclass(frozen=True)
+class TrainFaults(FaultConfig):
+    """Faults of `aeris.train`, whose skipped steps can be taken again."""
+
+    dumps: int = 3
+    """Skipped steps that are kept for `aeris.replay`, with the weights of that moment."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ class RunConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    faults: FaultConfig = field(default_factory=FaultConfig)
+    faults: TrainFaults = field(default_factory=TrainFaults)
 
 
 AT_LEAST_ONE = {
@@ -253,6 +259,8 @@ def check(config: RunConfig) -> None:
     if not config.parallel.timeout_s > 0:
         raise ValueError(f"--parallel.timeout-s is {config.parallel.timeout_s:g}: it must be positive")
     check_faults(config.faults, config.checkpoint)
+    if config.faults.dumps < 0:
+        raise ValueError(f"--faults.dumps is {config.faults.dumps}: it must be 0 (never) or more")
     for name in ("dp", "wp_y", "wp_x", "pp", "sp", "shard"):
         if getattr(config.parallel, name) < 0:
             flag = f"--parallel.{name.replace('_', '-')}"
@@ -286,7 +294,6 @@ def check_faults(faults: FaultConfig, checkpoint: CheckpointConfig) -> None:
             )
     for section, name, value in (
         ("faults", "spike", faults.spike),
-        ("faults", "dumps", faults.dumps),
         ("faults", "slow-pct", faults.slow_pct),
         ("checkpoint", "every-minutes", checkpoint.every_minutes),
     ):

@@ -53,7 +53,7 @@ def dump_step(run: Training, record: dict[str, Any]) -> bool:
     if (lack := _lack_of_room(run)) is not None:
         console.print(f"the step of images {first:,} to {last - 1:,} is not kept for replay: {lack}")
         return False
-    dumps = Checkpoints(root, faults.dumps, run.seat.groups)
+    dumps = Checkpoints(root, faults.dumps, run.seat.groups, asynchronous=False)
     tensors = {name: value for name, value in run.tensors().items() if name.startswith("model.")}
     if run.seat.lead:
         for path in complete(root):  # of steps after this one, which a resumed run takes again
@@ -61,7 +61,6 @@ def dump_step(run: Training, record: dict[str, Any]) -> bool:
                 shutil.rmtree(path, ignore_errors=True)
     try:
         dumps.save(first, tensors, about(run, record, first))
-        dumps.wait()
     except OSError as error:  # in the same words on every rank
         console.print(f"the step of images {first:,} to {last - 1:,} is not kept for replay: {error}")
         return False

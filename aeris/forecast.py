@@ -261,7 +261,7 @@ def parse(argv: list[str]) -> Arguments:
 def main() -> None:
     """Run the program."""
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
+    speaker.take_turn(ranks.rank, ranks.world)
     with speaker.hush():
         arguments = parse(sys.argv[1:])
     if arguments.json and not arguments.dry_run:

@@ -61,7 +61,7 @@ class Guards:
     def join(self, groups: Groups, device: torch.device, faults: FaultConfig) -> None:
         """Learn the machines of all ranks, to compare and to name them; a collective call."""
         hosts = host_names(groups.world)
-        self.stopwatch = Stopwatch(device)
+        self.stopwatch = Stopwatch(device, on=faults.slow_pct > 0 and groups.dims.world > 1)
         self._stragglers = Stragglers(groups, hosts, faults.slow_pct, faults.slow_every)
         if self._watchdog is not None:
             self._watchdog.hosts = hosts

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -23,16 +24,23 @@ from launch import exits
 
 console = Console(highlight=False, soft_wrap=True)
 
+BROKEN = ("CUDA error", "HIP error", "UR_RESULT_", "level_zero")
+"""Words by which an error of a device is told from one of the computation, where its type says nothing."""
+NO_MEMORY = ("out of memory", "OUT_OF_DEVICE_MEMORY")
+SOUND = ("device-side assert", "no kernel image")
+"""Words of such errors that another device would have too."""
+
 
 @dataclass
 class Speaker:
     """Who this process is among others: rank 0 speaks, another rank only of an error of its own."""
 
     rank: int = 0
+    world: int = 1
 
-    def take_turn(self, rank: int) -> None:
+    def take_turn(self, rank: int, world: int = 1) -> None:
         """Be quiet on every rank but 0."""
-        self.rank = rank
+        self.rank, self.world = rank, max(world, rank + 1)
         console.quiet = rank != 0
 
     def work_alone(self, what: str, rank: int, world: int) -> None:
@@ -41,7 +49,7 @@ class Speaker:
         Raises:
             ValueError: `what` was started on several ranks.
         """
-        self.take_turn(rank)
+        self.take_turn(rank, world)
         if world > 1:
             raise ValueError(
                 f"{what} works in one process, not on {world} ranks: start it without a launcher"
@@ -57,20 +65,26 @@ class Speaker:
             yield
 
     def say(self, error: BaseException, text: str) -> None:
-        """Say an error: on rank 0 at once, on others with their name, and only if they are alone with it.
+        """Say an error: on rank 0 at once, on others in turn, with their name where the text does not say it.
 
-        A launcher ends all ranks when one ends. So a rank waits a moment: if rank 0 has the same error, it
-        has said it by then, and this one is no more.
+        What all ranks have, only rank 0 says. See `wait_for_turn`.
         """
-        whose = ""
-        agreed = type(error).__name__ in ("AgreedError", "WrongData")  # all ranks have it
-        if self.rank and (agreed or not isinstance(error, ConnectionError)):  # the others name their rank
-            time.sleep(1.0)
-            if agreed:
-                return
-            whose = f"rank {self.rank}: "
+        self.wait_for_turn()
+        if self.rank and type(error).__name__ in ("AgreedError", "WrongData"):  # all ranks have it
+            return
+        named = isinstance(error, ConnectionError) or broken_device(error)
+        whose = f"rank {self.rank}: " if self.rank and not named else ""
         stderr = Console(stderr=True, highlight=False, soft_wrap=True)
         stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{text}"))
+
+    def wait_for_turn(self) -> None:
+        """Let ranks before this one speak first, the later the longer: rank 1 for 1 s, rank 100,000 for 9 s.
+
+        A launcher ends all ranks when one ends. So where rank 0 has the same error, or has lost the same
+        rank, it has said so by then, and this one is no more; of 100,000 ranks a few lines are left.
+        """
+        if self.rank:
+            time.sleep(1.0 + 0.5 * math.log2(self.rank))
 
     def say_end(self, text: str) -> None:
         """Say, on rank 0, that the program ends early, as it was asked to."""
@@ -87,7 +101,7 @@ def status_of(error: BaseException) -> int:
         return exits.STOPPED
     if isinstance(error, KeyboardInterrupt):
         return exits.INTERRUPTED
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) or broken_device(error):
         return exits.LOST
     if isinstance(error, OSError) or getattr(error, "of_a_file", False):
         return exits.IO
@@ -96,7 +110,20 @@ def status_of(error: BaseException) -> int:
 
 
 def _no_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return _of_a_device(error) and any(word in str(error) for word in NO_MEMORY)
+
+
+def broken_device(error: BaseException) -> bool:
+    """Whether an error is that of a device that no longer works: the run goes on without its machine."""
+    return _of_a_device(error) and not any(word in str(error) for word in (*NO_MEMORY, *SOUND))
+
+
+def _of_a_device(error: BaseException) -> bool:
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "AcceleratorError" or any(word in str(error) for word in BROKEN)
 
 
 def run_program(main: Callable[[], None]) -> None:
@@ -106,9 +133,12 @@ def run_program(main: Callable[[], None]) -> None:
     """
     try:
         main()
-    except (KeyboardInterrupt, Stopped, ValueError, OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         status, text = status_of(error), words(error)
         if status == 1:
+            if speaker.world > 1:
+                _say_bug(error, text)
+                sys.exit(status)
             raise
         _tell_torchrun(text)
         if status in (exits.STOPPED, exits.INTERRUPTED):
@@ -116,11 +146,18 @@ def run_program(main: Callable[[], None]) -> None:
                 speaker.say_end(text)
         else:
             speaker.say(error, text)
-        if isinstance(error, ConnectionError):
-            # Another rank is lost: a thread that still waits for it must not keep this one alive.
+        if status == exits.LOST:
+            # A thread that still waits for a lost rank, or a broken device, must not keep this one alive.
             sys.stdout.flush()
             os._exit(status)
         sys.exit(status)
+
+
+def _say_bug(error: BaseException, text: str) -> None:
+    """Print the traceback, and after it whose it is: a supervisor looks for that line."""
+    speaker.wait_for_turn()
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    print(f"{trace}error: rank {speaker.rank}: {text.splitlines()[0]}", file=sys.stderr, flush=True)
 
 
 def words(error: BaseException) -> str:
@@ -130,6 +167,9 @@ def words(error: BaseException) -> str:
     if _no_memory(error):
         hint = "try a smaller --train.microbatch or --batch, or checkpointing (--help names it)"
         return f"{str(error).splitlines()[0]}: {hint}"
+    if broken_device(error):
+        whose = f"rank {speaker.rank}: " if speaker.world > 1 else ""
+        return f"{whose}{type(error).__name__}: {' '.join(str(error).split())}"
     return str(error) if status_of(error) != 1 else f"{type(error).__name__}: {error}"
 
 

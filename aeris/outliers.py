@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,10 +50,6 @@ class Extreme:
         where = f"at row {self.row} col {self.col}"
         off = f"{self.deviations:.4g} standard deviations off, where {self.usual:.2g} is usual"
         return f"{self.field} {self.channel} = {self.value:.6g} {self.units} {where}: {off}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
 
 def extremes(dataset: SampleDataset, interval_h: int, image: int) -> list[Extreme]:

@@ -21,12 +21,13 @@ import torch
 import tyro
 
 from aeris.log import run_program, speaker
+from launch.preflight import TEAM
 from launch.rank import Ranks, discover, leave
+from launch.readings import MARK
 from swipe import probe
 from swipe.backend import choose_device, finish, start
 from swipe.collectives import Group, barrier
 
-MARK = "PROBE "  # before the JSON of a line; launch/preflight.py looks for it
 ALONE, TOGETHER = "alone", "together"
 
 
@@ -40,7 +41,7 @@ class Arguments:
     """A file to read a part of; on the file system that the training data are on."""
     hosts: Path | None = None
     """A file with the address of every host, one a line, in the order of the ranks; without: of one host."""
-    team: int = 16
+    team: int = TEAM
     """Neighbouring hosts whose ranks communicate; 0: none do."""
     offset: int = 0
     """How many places the teams are moved along the ring of hosts, to give each other partners."""
@@ -144,7 +145,7 @@ def together(report: Report, arguments: Arguments, ranks: Ranks, device: torch.d
 def main() -> None:
     """Run the program."""
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
+    speaker.take_turn(ranks.rank, ranks.world)
     arguments = tyro.cli(Arguments, prog="python -m aeris.probe")
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     numbers = (ranks.rank, ranks.world, ranks.local_rank, ranks.local_world)

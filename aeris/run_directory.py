@@ -12,6 +12,7 @@ from typing import Any
 
 from aeris.interruption import ENDED, Stopped, write_ended
 from aeris.log import speaker, status_of, words
+from aeris.startup import process_age
 from launch import exits
 from launch.rank import leave
 from swipe.backend import finish
@@ -116,10 +117,12 @@ def ending(run_dir: Path, lead: bool) -> Iterator[Ending]:
 
     Its exit status may not reach who started it: launchers merge and hide them. While the program runs, or
     after it was killed, there is no such file. A rank that fails by itself writes it if the lead has not
-    within a second; what the lead notices of that does not replace it.
+    within a second; what the lead notices of that does not replace it. A file that is older than this process
+    is of an earlier run; a newer one may be of a rank that failed while the lead still imported.
     """
     path, end = run_dir / ENDED, Ending(run_dir)
-    if lead:
+    started = time.time() - process_age()
+    if lead and not _written_since(path, started):
         with suppress(OSError):
             path.unlink(missing_ok=True)
     try:
@@ -130,11 +133,19 @@ def ending(run_dir: Path, lead: bool) -> Iterator[Ending]:
             time.sleep(1.0)
         elif not lead:
             raise
-        if (lead and cause) or not path.exists():
+        if (lead and cause) or not _written_since(path, started):
             end.write(error)
         raise
     if lead:
         end.write(None)
+
+
+def _written_since(path: Path, moment: float) -> bool:
+    """Whether a file is there and no older than a moment."""
+    try:
+        return path.stat().st_mtime >= moment
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Which steps to skip: a loss or gradient that is not finite, and a loss far above those before it.
 
-All ranks judge the same numbers, which one sum over all ranks gave them, so they agree without a message.
+All ranks look at the same numbers, which one sum over all ranks gave them, so they agree without a message.
 A spike is measured on the logarithm of the loss, against a running mean and standard deviation of the steps
 that were taken. The rule looks upwards only: a loss that falls fast is no fault.
 """
@@ -28,10 +28,10 @@ WINDOW = 1000
 
 
 class Spikes:
-    """The judge of a run's steps.
+    """Decides which steps of a run are skipped.
 
     Attributes:
-        steps: judged so far.
+        steps: decided on so far.
         in_a_row: skipped steps since the last one that was taken, of either kind.
     """
 
@@ -47,7 +47,7 @@ class Spikes:
         self._weight = self._mean = self._square = 0.0
         self._skipped: list[int] = []  # numbers of the steps skipped, of the last WINDOW
 
-    def judge(self, loss: float, grad_norm: float) -> str:
+    def decide(self, loss: float, grad_norm: float) -> str:
         """Decide on a step, given its mean loss and the norm of its gradient, and remember it.
 
         Returns:
@@ -120,7 +120,7 @@ class Spikes:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return all that `judge` remembers, as plain numbers for a checkpoint's JSON."""
+        """Return all that `decide` remembers, as plain numbers for a checkpoint's JSON."""
         return {
             "batch": self.batch,
             "steps": self.steps,

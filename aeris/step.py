@@ -22,26 +22,27 @@ from aeris.diffusion.loss import loss_weights, weighted_mse
 from aeris.diffusion.trigflow import add_noise, noise_times, velocity
 from aeris.ema import EMA
 from aeris.guards import Guards
-from aeris.interruption import Settled
-from aeris.log import console
 from aeris.model.initialise import initialise
 from aeris.model.swin import Swin
 from aeris.offload import host_weights
 from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
 from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
-from aeris.spikes import Spikes
+from aeris.run import Record, Run
 from swipe import checkpoint, noise
+from swipe.collectives import waiting
 from swipe.gradients import clip, global_norm
 from swipe.pipeline import Microbatch
-from swipe.resume import newest
 from swipe.sharding import replicas
 
 TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise time, its noise field
 
 
-class Training:
-    """A run in memory: this rank's part of network, optimizer, average and data, and the images seen."""
+class Training(Run):
+    """A run in memory: this rank's part of network, optimizer, average and data."""
+
+    config: RunConfig
+    model: Swin
 
     def __init__(
         self, config: RunConfig, run_dir: Path, store: Store, seat: Seat, guards: Guards | None = None
@@ -51,10 +52,10 @@ class Training:
         Args:
             guards: of the program that trains; None: nothing is watched.
         """
-        self.config, self.run_dir, self.store, self.seat = config, run_dir, store, seat
-        self.device, self.layout = seat.device, seat.layout
+        super().__init__(config, run_dir, seat.groups, seat.device, guards)
+        self.store, self.seat, self.layout = store, seat, seat.layout
         counts = channel_counts(len(store.names))
-        self.model: Swin = build_model(config.model, *counts, seat.layout, seat.device, seat.units)
+        self.model = build_model(config.model, *counts, seat.layout, seat.device, seat.units)
         initialise(self.model, config.train.seed)
         share_weights(self.model, seat)
         self.optimizer = make_optimizer(self.model, config.optimizer)
@@ -64,17 +65,7 @@ class Training:
         if store.masks:
             self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(self.device)
         self.pipeline = make_pipeline(self.model, seat, self._loss(), config.parallel.schedule)
-        self.checkpoints = checkpoint.Checkpoints(
-            run_dir / "checkpoints", config.checkpoint.keep, seat.groups
-        )
-        self.images_seen = 0
-        self.skipped = 0  # non-finite steps and spikes so far
-        self.skipped_in_a_row = 0  # non-finite ones
-        self.spikes = Spikes(config.faults, config.train.batch)
-        self.guards = guards or Guards(run_dir, config.checkpoint.every_minutes, seat.lead)
-        self.guards.join(seat.groups, seat.device, config.faults)
         self.pipeline.stopwatch = self.guards.stopwatch
-        self.settled = Settled()  # what all ranks do after the last step
 
     def _loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Make the loss of this rank's tokens; the mean over equally large shards is that of the grid."""
@@ -98,39 +89,18 @@ class Training:
             f"optimizer.{n}": value for n, value in optimizer_tensors(self.model, self.optimizer).items()
         }
 
-    def save(self) -> None:
-        """Start to write a checkpoint of this moment; it is whole when `checkpoints.wait` returns."""
-        meta = {
-            "images_seen": self.images_seen,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "spikes": self.spikes.state(),
-            "channels": list(self.store.names),
-            "fingerprint": self.store.fingerprint,
-        }
-        self.checkpoints.save(self.images_seen, self.tensors(), meta)
-        self.guards.requests.saved()
+    def about_data(self) -> dict[str, Any]:
+        """Say by what a checkpoint's meta.json knows the data."""
+        return {"channels": list(self.store.names), "fingerprint": self.store.fingerprint}
 
-    def resume(self) -> bool:
-        """Load the newest good checkpoint, if there is one, after checking that the data are still the same.
-
-        It may have been saved by any number of ranks in any layout. A collective call over all ranks.
+    def load(self, path: Path, meta: dict[str, Any]) -> None:
+        """Load a checkpoint, after checking that the data are those of its `meta`; a collective call.
 
         Raises:
-            ValueError: every checkpoint is damaged, or the data are others than before.
+            ValueError: they are not.
         """
-        path, remarks = newest(self.run_dir / "checkpoints", self.seat.groups.saving[1])
-        for remark in remarks:
-            console.print(remark, markup=False)
-        if path is None:
-            return False
-        meta = checkpoint.read_meta(path)
         check_fingerprint(meta["fingerprint"], self.store)
         checkpoint.load(path, self.tensors(), near=self.seat.at.pp / self.seat.dims.pp)
-        self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
-        self.skipped_in_a_row = meta["skipped_in_a_row"]
-        self.spikes.load_state(meta.get("spikes"))
-        return True
 
 
 def noisy(run: Training, sample: Sample) -> Microbatch:
@@ -160,7 +130,7 @@ def noisy(run: Training, sample: Sample) -> Microbatch:
     return Microbatch(x, (t_B,), target)
 
 
-def train_step(run: Training, samples: Iterator[Sample]) -> dict[str, Any]:
+def train_step(run: Training, samples: Iterator[Sample]) -> Record:
     """Take one optimizer step over the next `train.batch` images; return its record for the log."""
     train, dims, groups = run.config.train, run.seat.dims, run.seat.groups
     lr = learning_rate(run.images_seen, run.config.optimizer, train.images)
@@ -173,17 +143,15 @@ def train_step(run: Training, samples: Iterator[Sample]) -> dict[str, Any]:
     share = losses.double().mean() / (dims.dp * dims.places) if run.seat.last else losses.new_zeros(())
     wishes = [losses.new_full((), wish, dtype=torch.float64) for wish in run.guards.requests.wishes()]
     norm, sums = global_norm(run.model.parameters(), groups.world, replicas(groups.weights), [share, *wishes])
-    norm_value, loss, stop, save = torch.cat((norm[None], sums)).tolist()
-    run.settled = run.guards.requests.settle(stop, save)
-    why = run.spikes.judge(loss, norm_value)  # of numbers that are the same on all ranks
-    run.images_seen += train.batch
+    # On a device, all waiting of a step happens here.
+    with waiting("sum of gradient norm and loss", groups.world, computes=groups.world.size == 1):
+        norm_value, loss, stop, save = torch.cat((norm[None], sums)).tolist()
+    why = run.count(loss, norm_value, stop, save)
     if not why:
         with run.guards.stopwatch.computing():
             clip(run.model.parameters(), norm, train.clip)
             run.optimizer.step()
             run.ema.update(run.model, run.images_seen, train.batch)
-    run.skipped += bool(why)
-    run.skipped_in_a_row = run.skipped_in_a_row + 1 if why == "non-finite" else 0
     record = {
         "images_seen": run.images_seen,
         "loss": loss,

@@ -10,9 +10,8 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from aeris import config as configs
@@ -23,20 +22,17 @@ from aeris.flops import flops_per_sample, measure_gemm_rate
 from aeris.guards import Guards
 from aeris.log import RunLog, TrainingLine, console, run_program, speaker
 from aeris.model.swin import DTYPES
-from aeris.optim import check_finite
 from aeris.parallelize import build_model, choose_degrees, make_layout, take_seat
 from aeris.presets import PRESETS
 from aeris.rates import Rates
 from aeris.reading import ImageOrder, read_samples
 from aeris.restore import channel_counts, check_same_run, open_store
-from aeris.run_directory import check_same_command, ending, make_directories, parting
+from aeris.run import Record, carry_through, claim, meet
 from aeris.startup import clock
 from aeris.step import Training, train_step
-from launch.rank import discover, export
-from swipe.backend import choose_device, describe, keep_freed_memory, start
-from swipe.collectives import all_reduce, together
+from launch.rank import discover
+from swipe.backend import choose_device, describe
 from swipe.groups import choose_policy
-from swipe.selftest import self_test
 
 
 @dataclass(frozen=True)
@@ -76,49 +72,26 @@ def prepare(
     store = open_store(config)
     counts = channel_counts(len(store.names))
     dims = choose_degrees(config, world)
-    build_model(config.model, *counts, make_layout(config.model), "meta")
+    whole = build_model(config.model, *counts, make_layout(config.model), "meta")
+    parameters = sum(p.numel() for p in whole.parameters())
     check_same_run(config, run_dir)
     device = choose_device(device_name)
     choose_policy(config.parallel.p2p, device)
-    clock.mark("settings")
-    start(device, config.parallel.timeout_s)
-    if guards is not None:
-        guards.requests.begin()
-    clock.mark("rendezvous")
+    meet(device, config.parallel.timeout_s, guards)
     seat = take_seat(config, counts, dims, rank, device)
-    clock.mark("groups")
-    with together(seat.groups.world):
-        check_same_command(config, seat.groups.world, rank, ("data.store",))
-        if seat.lead:
-            make_directories(run_dir)
+    claim(config, run_dir, seat.groups, ("data.store",))
     run = Training(config, run_dir, store, seat, guards)
-    clock.mark("model")
-    tested = self_test(seat.groups, device, run.pipeline) if config.parallel.self_test else ""
-    clock.mark("self test")
-    with together(seat.groups.world):
-        resumed = run.resume()
-        if seat.lead:
-            configs.save(config, run_dir / "config.json")
-    clock.mark("checkpoint")
-    counted = torch.tensor(float(sum(p.numel() for p in run.model.parameters())) / (dims.dp * dims.places))
-    parameters = int(all_reduce(counted.double(), seat.groups.world, "parameters").round())
     ranks = f"{world} ranks ({dims}), {device.type}" if world > 1 else str(device)
-    console.print(f"{run_dir}: {parameters:,} parameters on {ranks}, {describe()}, data {store.path}")
-    if tested:
-        console.print(tested)
-    if config.optimizer.offload != "none":
-        console.print(f"AdamW: {run.optimizer}")
-    if resumed:
-        done = "trained already" if run.images_seen >= config.train.images else "resuming"
-        console.print(f"{done} at image {run.images_seen:,} of {config.train.images:,}")
+    line = f"{run_dir}: {parameters:,} parameters on {ranks}, {describe()}, data {store.path}"
+    run.begin([line], pipeline=run.pipeline)
     return run
 
 
-def said(record: dict[str, Any]) -> str:
-    """Put the rates of a record into words."""
+def said(rates: Record) -> str:
+    """Put rates into words."""
     return (
-        f"{record['images_per_s']:.1f} img/s {record['tflops']:.2f} TFLOP/s MFU {record['mfu']:.0%} "
-        f"data {record['data_wait']:.0%}"
+        f"{rates['images_per_s']:.1f} img/s {rates['tflops']:.2f} TFLOP/s MFU {rates['mfu']:.0%} "
+        f"data {rates['data_wait']:.0%}"
     )
 
 
@@ -131,10 +104,8 @@ def train(run: Training) -> None:
         OSError: a checkpoint or record cannot be written, a sample cannot be read, or a rank is lost.
     """
     config, settings, seat = run.config, run.config.train, run.seat
-    steps = max(0, -(-(settings.images - run.images_seen) // settings.batch))
-    last = run.images_seen + steps * settings.batch
+    steps, last = run.left()
     images = ImageOrder(run.images_seen, last, settings.microbatch, seat.dims.dp, seat.at.dp)
-    saved = run.images_seen
     line = TrainingLine(settings.images, run.images_seen, keep=0.98, digits=3)
     rates = make_rates(run)
     read = rates.samples(read_samples(config, run.store, seat, images))
@@ -144,29 +115,13 @@ def train(run: Training) -> None:
         for step in range(1, steps + 1):
             record = train_step(run, samples)
             clock.finish("first step", run.run_dir, seat.dims.world, seat.lead)
-            judge(run, record)
-            run.guards.compare(record)
-            if "skip" not in record:
-                line.smooth(record["loss"])
-            if step % settings.log_every == 0 or step == steps:
-                record |= rates.since_last(run.images_seen)
-                log.write(record)
-                line.show(run.images_seen, said(record))
-            elif "skip" in record or "slow" in record:
-                log.write(record)
-            due = run.images_seen - saved >= config.checkpoint.every_images or step == steps
-            if due or run.settled.save or run.settled.stop:
-                run.guards.phase("save")
-                run.save()
-                saved = run.images_seen
-            run.checkpoints.check()
-            if run.settled.stop:
+            run.report(record, keep_skipped(run, record))
+            regular = step % settings.log_every == 0 or step == steps
+            run.note(record, rates.since_last(run.images_seen) if regular else {}, log, line, said)
+            due = run.images_seen - run.saved_at >= config.checkpoint.every_images or step == steps
+            if run.end_step(due):
                 break
-            run.guards.phase("step")
-        run.guards.phase("save")
-        run.checkpoints.wait()
-    if run.images_seen < last:
-        raise run.guards.requests.obeyed(run.images_seen)
+        run.close(last)
 
 
 def make_rates(run: Training) -> Rates:
@@ -179,18 +134,12 @@ def make_rates(run: Training) -> Rates:
     return Rates(run.images_seen, flops, gemm)
 
 
-def judge(run: Training, record: dict[str, Any]) -> None:
-    """Keep a skipped step for replay, and stop a run in which too many are; a collective call.
-
-    Raises:
-        ValueError: too many steps were skipped.
-    """
+def keep_skipped(run: Training, record: Record) -> str:
+    """Keep a skipped step for replay; return where such steps are, "" if none are kept; a collective call."""
     if "skip" in record:
         run.guards.phase("save")
         dump_step(run, record)
-    limit = run.config.train.nonfinite_limit
-    check_finite(run.model, run.seat.groups.world, run.skipped_in_a_row, limit)
-    run.spikes.report(record, str(directory(run.run_dir)) if run.config.faults.dumps else "")
+    return str(directory(run.run_dir)) if run.config.faults.dumps else ""
 
 
 def plot(run_dir: Path) -> None:
@@ -222,7 +171,7 @@ def main() -> None:
     """Run the program."""
     clock.begin("imports")
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
+    speaker.take_turn(ranks.rank, ranks.world)
     with speaker.hush():
         arguments = parse(sys.argv[1:])
     if arguments.dry_run:
@@ -230,17 +179,17 @@ def main() -> None:
         return
     if arguments.json:
         raise ValueError("--json goes with --dry-run")
-    keep_freed_memory()
-    export(ranks)
-    config, run_dir, lead = arguments.config, arguments.run_dir, ranks.rank == 0
-    guards = Guards(run_dir, config.checkpoint.every_minutes, lead)
-    with ending(run_dir, lead) as end, guards.on_duty(config.faults, ranks.rank, ranks.world):
-        end.run = run = prepare(config, run_dir, arguments.device, guards)
-        with parting(run.seat.groups.world, end):
-            train(run)
-            if lead:
-                plot(run_dir)
-            console.print(f"trained on {run.images_seen:,} images; checkpoints in {run_dir / 'checkpoints'}")
+    config, run_dir = arguments.config, arguments.run_dir
+
+    def work(run: Training) -> None:
+        train(run)
+        if run.seat.lead:
+            plot(run_dir)
+        console.print(f"trained on {run.images_seen:,} images; checkpoints in {run_dir / 'checkpoints'}")
+
+    carry_through(
+        ranks, config, run_dir, lambda guards: prepare(config, run_dir, arguments.device, guards), work
+    )
 
 
 if __name__ == "__main__":

@@ -128,6 +128,13 @@ def train(options: Options, further: list[str], directory: Path) -> list[str]:
     Raises:
         ValueError: the ranks are no multiple of the layout's, or a run failed.
     """
+    own = ("--run-dir", "--train.batch", "--train.images", "--train.log-every", "--checkpoint.every-images")
+    if taken := [word for word in further if word.startswith(own)]:
+        raise ValueError(f"{taken[0]} is chosen by the benchmark: use --batch and --steps")
+    if options.steps <= options.warm:
+        raise ValueError(
+            f"--steps {options.steps}, of which --warm {options.warm} are not counted: take more"
+        )
     numbers, dims = counts(options.ranks), read_layout(options.layout or "dp 1")
     if dims.dp != 1:
         raise ValueError(f"--layout {options.layout}: leave dp out, it grows with the ranks")
@@ -147,7 +154,7 @@ def train(options: Options, further: list[str], directory: Path) -> list[str]:
         spent = run(
             [*started(ranks, options.launcher), "aeris.train", options.preset, *words, *further], threads
         )
-        console.print(f"{ranks} ranks, batch {batch}: {options.steps} steps, in all {spent.wall_s:.1f} s")
+        console.print(f"ranks {ranks}, batch {batch}: {options.steps} steps, in all {spent.wall_s:.1f} s")
     return [f"{ranks}:{directory / f'ranks_{ranks}'}" for ranks in numbers]
 
 
@@ -176,12 +183,17 @@ def draw(rows: list[Row], path: Path) -> None:
     speed.errorbar(ranks, middle, yerr=spread, marker="o", capsize=2, label="measured, slowest to fastest")
     ideal = [rows[0]["per_rank"] * number for number in ranks]
     speed.plot(ranks, ideal, "k--", linewidth=1, label="as much per rank as in the first run")
-    speed.set(xscale="log", yscale="log", xlabel="ranks", ylabel="images/s")
+    wide = ranks[-1] / ranks[0] > 10  # else a logarithmic axis has hardly a number on it
+    speed.set(yscale="log" if wide else "linear", xlabel="ranks", ylabel="images/s")
+    if not wide:
+        speed.set_ylim(0, None)
     speed.legend(fontsize=8, frameon=False)
-    share.plot(ranks, [100 * row["efficiency"] for row in rows], marker="o")
+    shares = [100 * row["efficiency"] for row in rows]
+    share.plot(ranks, shares, marker="o")
     share.axhline(100, color="black", linestyle="--", linewidth=1)
-    share.set(xscale="log", ylim=(0, None), xlabel="ranks", ylabel="efficiency, %")
+    share.set(ylim=(0, 1.1 * max(100, *shares)), xlabel="ranks", ylabel="efficiency, % of the first run's")
     for axes in (speed, share):
+        axes.set_xscale("log")
         axes.set_xticks(ranks, [f"{number:,}" for number in ranks])
         axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)

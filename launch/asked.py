@@ -1,7 +1,9 @@
 """Who asked a job to stop, and whether it shall go on in another one: signals, the clock, and files.
 
 SIGUSR1 and the clock mean that the time is up: the run saves, and a successor may be submitted. SIGTERM,
-SIGHUP, Ctrl-C and `python -m launch stop` are somebody's will: the run saves, and that is the end.
+SIGHUP, Ctrl-C and `python -m launch stop` are somebody's will: the run saves, and that is the end. PBS ends
+a job of which a node died by SIGTERM too, which nobody can tell from qdel. The request of `launch stop` stays
+until a job obeys it, one that waits in the queue as it starts: it then runs nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any
 
 STOP = "stop"
 """In a run directory the run looks for it; in its job/, the job that watches the run does."""
+MARGIN_S = 900.0
+"""How long before the end of its time a job asks its run to save, if nothing else is said."""
 AGAIN_S = 1.0
 """A signal so long after the first is meant as another: senders repeat themselves, and so do groups."""
 _TIME_IS_UP = "SIGUSR1"
@@ -38,7 +42,7 @@ class Asked:
         Args:
             run_dir: of the run.
             left_s: how long the job may still run; None if nobody knows.
-            margin_s: how long before that the run is asked to save.
+            margin_s: how long before that the run is asked to save; 0 for one that cannot be asked.
         """
         self.run_dir, self.margin_s = run_dir, margin_s
         self.why, self.again, self.now, self.interrupted = "", False, False, False
@@ -47,9 +51,8 @@ class Asked:
         self._before: dict[str, Any] = {}
 
     def __enter__(self) -> Asked:
-        """Take the signals; forget requests to whatever ran here before."""
-        for directory in (self.run_dir, self.run_dir / "job"):
-            (directory / STOP).unlink(missing_ok=True)
+        """Take the signals; forget a request to the run before, but not one to the job."""
+        (self.run_dir / STOP).unlink(missing_ok=True)
         self._before = {name: signal.signal(getattr(signal, name), self._signal) for name in _SIGNALS}
         return self
 

@@ -1,4 +1,4 @@
-"""Lists of hosts: files with one a line, and Slurm's shorthand."""
+"""Hosts: how many in words, files with one a line, and Slurm's shorthand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def read_hostfile(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"the list of hosts {path} cannot be read: {error.strerror}") from None
     return list(dict.fromkeys(line.split()[0] for line in lines if line.split()))
+
+
+def counted(count: int, what: str) -> str:
+    """Write a number of something: 1 node, 10,080 nodes."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def expand(nodes: str) -> list[str]:

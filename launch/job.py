@@ -1,8 +1,8 @@
 """`python -m launch job -- aeris.train ...`: keep a run going on the nodes of this job until it is done.
 
-Measures the nodes, starts the program on the good ones, watches it, and starts it again after a failure
-without the machines that failed; asks it to save when the time is up, and submits the job's successor.
-Every decision is a line of output and one of RUN_DIR/job/history.jsonl.
+Stages its Python, measures the nodes, starts the program on the good ones, watches it, and starts it again
+after a failure without the machines that failed; asks it to save when the time is up, and submits the job's
+successor. Every decision is a line of output and one of RUN_DIR/job/history.jsonl.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import exits, layouts, machines, preflight, stage
-from launch.asked import Asked
+from launch.asked import MARGIN_S, Asked
 from launch.journal import Journal, alone
 from launch.output import Output
 from launch.pool import Pool
@@ -42,11 +42,22 @@ _WORDS = {
     exits.LOST: "lost",
     exits.INTERRUPTED: "interrupted",
 }
+_DOUBT = {
+    "SIGTERM": " (PBS sends it when a node dies, too; if it was not you: submit again, or use "
+    "python -m launch submit --jobs)"
+}
+_STAGINGS = 3
+"""Times to stage over all hosts, without those that could not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = "python -m launch job [OPTIONS] -- MODULE WORDS (aeris.train 40b --run-dir DIR)"
+    said = "; ".join(f"{status} {word}" for status, word in _WORDS.items())
+    parser.epilog = (
+        f"Exit status: {said}. After {exits.DONE} or {exits.MISTAKE} there is nothing to go on with; "
+    )
+    parser.epilog += "after any other the same command goes on."
     add = parser.add_argument
     add("--machine", help="one of launch/machines.py (default: by the scheduler's environment)")
     add("--nodes", type=int, help="nodes to run on; the others are spares (default: all)")
@@ -54,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--run-dir", type=Path, help="where job/ is put, for a program that has no --run-dir")
     add("--restarts", type=int, default=30, help="restarts in one job (default: %(default)s)")
     add("--no-preflight", action="store_true", help="take the nodes as they are")
+    add("--preflight-file", type=Path, metavar="FILE", help="it reads it (default: one of --data.store)")
     add("--silence-s", type=float, default=2400.0, help="end a run that is silent so long (%(default)s)")
-    add("--margin-s", type=float, default=900.0, help="ask it to save so long before the end (%(default)s)")
+    add("--margin-s", type=float, default=MARGIN_S, help="ask it to save so long before the end (%(default)s)")
     add("--resubmit", default="", metavar="SCRIPT", help="submit it when the time is up and the run not done")
     add("--stage", default="", metavar="ARCHIVE", help="unpack it (launch pack) on the nodes, use its Python")
 
@@ -71,22 +83,27 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = _run_dir(arguments.run_dir, words)
     machine = machines.machine(arguments.machine, os.environ)
     hosts = machine.hosts(os.environ)
-    ranks = arguments.ranks_per_node or machine.ranks_per_node
-    nodes = arguments.nodes or len(hosts)
-    if not 0 < nodes <= len(hosts):
+    ranks = machine.ranks_per_node if arguments.ranks_per_node is None else arguments.ranks_per_node
+    nodes = len(hosts) if arguments.nodes is None else arguments.nodes
+    if nodes > len(hosts):
         raise ValueError(f"--nodes {nodes}, but this job has {len(hosts)}: submit it with more, or ask less")
-    layouts.check(nodes, ranks, layouts.degrees(words))
+    there, cores = (machine.nodes, ranks) if machine.scheduler != "none" else (1, sys.maxsize)
+    most = max(cores, machine.ranks_per_node)
+    layouts.check(nodes, ranks, layouts.degrees(words), layouts.Limits(machine.name, there, most))
+    if arguments.preflight_file and not arguments.preflight_file.is_file():
+        raise ValueError(f"--preflight-file {arguments.preflight_file}: there is no such file")
     if arguments.stage:
         stage.place(Path(arguments.stage), Path(tempfile.gettempdir()))
     left_s = machine.seconds_left(os.environ)
-    if left_s is not None and left_s <= arguments.margin_s:
+    margin_s = arguments.margin_s if keeps_record(words) else 0.0  # another program has no use for it
+    if left_s is not None and left_s <= margin_s:
         raise ValueError(
-            f"{left_s:.0f} s are left of the job's time, not more than --margin-s {arguments.margin_s:g}: "
+            f"{left_s:.0f} s are left of the job's time, not more than --margin-s {margin_s:g}: "
             "ask for more time, or give a smaller margin"
         )
     directory, output = run_dir / "job", Output()
     directory.mkdir(parents=True, exist_ok=True)
-    with alone(directory, output) as lock, Asked(run_dir, left_s, arguments.margin_s) as asked:
+    with alone(directory, output) as lock, Asked(run_dir, left_s, margin_s) as asked:
         if left_s is None and machine.scheduler != "none":
             output.say("nobody says how long this job may run: only SIGUSR1 will tell that its time is up")
         journal = Journal(directory, output)
@@ -105,6 +122,11 @@ def _run_dir(own: Path | None, words: Sequence[str]) -> Path:
     if not said and not own:
         raise ValueError(f"--run-dir is missing: give it to {words[0]}, or to launch job before the --")
     return Path(said) if said else Path(own or "")
+
+
+def keeps_record(words: Sequence[str]) -> bool:
+    """Tell whether a program leaves a record and last words, and saves when it is asked to stop."""
+    return words[0] in RUNS and "--dry-run" not in words
 
 
 class Job:
@@ -138,14 +160,20 @@ class Job:
         self.settings, self.machine, self.ranks, self.words = settings, machine, ranks_per_node, words
         self.run_dir, self.pool, self.journal, self.asked, self.keep = run_dir, pool, journal, asked, keep
         self.say = journal.say
-        self.record = run_dir if words[0] in RUNS and "--dry-run" not in words else None
+        self.record = run_dir if keeps_record(words) else None
+        self.staged = (
+            stage.place(Path(settings.stage), Path(tempfile.gettempdir())) if settings.stage else None
+        )
+        self.python = str(self.staged / "bin" / "python") if self.staged else sys.executable
+        self.fresh: set[str] = set()  # staged since the last attempt
         self.begun = newest(run_dir)
 
     def run(self) -> int:
         """Try until the run is done, cannot be done, or must make place; return the exit status."""
         restarts = fruitless = 0
         best = (self.begun, furthest(self.run_dir))
-        self.examine()
+        if not self.asked.look():  # it may be older than this job, which waited in the queue
+            self.examine()
         while not self.asked.look():
             try:
                 ended, named = self.attempt()
@@ -154,8 +182,10 @@ class Job:
             reached = (newest(self.run_dir), furthest(self.run_dir))
             gained = any(now > before for now, before in zip(reached, best))
             best = (max(best[0], reached[0]), max(best[1], reached[1]))
-            word = _WORDS.get(ended.status, f"failed with status {ended.status}")
-            self.say(f"attempt {self.journal.attempt}: {word}: {ended.why}", "end", status=ended.status)
+            word = _WORDS.get(ended.status, "failed")
+            word += f" (status {ended.status})" if ended.status != exits.DONE else ""
+            why = "" if ended.why == word else f": {ended.why}"
+            self.say(f"attempt {self.journal.attempt}: {word}{why}", "end", status=ended.status)
             if ended.status in (exits.DONE, exits.MISTAKE) or self.asked.look() or by_hand(ended):
                 return self.leave(ended)
             fruitless = 0 if gained else fruitless + 1
@@ -186,49 +216,100 @@ class Job:
         hosts = self.pool.chosen()
         hostfile = directory / f"hosts.{number}"
         hostfile.write_text("\n".join(hosts) + "\n", encoding="utf-8")
-        listed = None if self.machine.scheduler == "none" else hostfile
-        environ = {**os.environ, "AERIS_ATTEMPT": str(number)}
-        if self.machine.scheduler == "pbs":
-            environ["PBS_NODEFILE"] = str(hostfile.absolute())
         if self.record is not None:
             forget(self.record)
         with self.journal.output.copied(directory / f"attempt_{number}.log"):
-            ended = Ended(exits.LOST, "nothing was started")
-            for program, ranks, record in self.steps():
-                command = self.machine.command(program, hosts, ranks, listed)
-                self.say(f"attempt {number}: {shlex.join(command)}", "start", hosts=len(hosts))
-                output, silence_s = self.journal.output, self.settings.silence_s
-                status, why = supervise(command, output, self.asked, record, silence_s, environ, self.keep)
-                ended = judge(record, status, why)
-                if ended.status != exits.DONE:
-                    break
-            return ended, suspects(output.signs, hosts, self.ranks)
+            ended, ranks = self.unpack(hosts, hostfile), 1
+            if ended.status == exits.DONE:
+                program, ranks = [self.python, "-m", *self.words], self.ranks
+                ended = self.start(program, hosts, hostfile, ranks, self.record)
+                self.fresh.clear()
+            return ended, suspects(self.journal.output.signs, hosts, ranks)
 
-    def steps(self) -> list[tuple[list[str], int, Path | None]]:
-        """List what an attempt starts in turn: its words, ranks per node, and where it leaves word."""
-        if not self.settings.stage:
-            return [([sys.executable, "-m", *self.words], self.ranks, self.record)]
-        archive, disk = self.settings.stage, tempfile.gettempdir()
-        python = str(stage.place(Path(archive), Path(disk)) / "bin" / "python")
-        return [
-            ([sys.executable, "-m", "launch", "stage", archive, disk], 1, None),
-            ([python, "-m", *self.words], self.ranks, self.record),
-        ]
+    def start(
+        self, program: Sequence[str], hosts: Sequence[str], hostfile: Path, ranks: int, record: Path | None
+    ) -> Ended:
+        """Run a program on hosts, `ranks` on each, and say how it ended.
+
+        Raises:
+            ValueError: the launcher is not there.
+            OSError: it cannot be started.
+        """
+        number, environ = self.journal.attempt, self.environ()
+        environ["AERIS_ATTEMPT"] = str(number)
+        if self.machine.scheduler == "pbs":
+            environ["PBS_NODEFILE"] = str(hostfile.absolute())
+        listed = None if self.machine.scheduler == "none" else hostfile
+        command = self.machine.command(program, hosts, ranks, listed)
+        self.say(f"attempt {number}: {shlex.join(command)}", "start", hosts=len(hosts))
+        output, silence_s = self.journal.output, self.settings.silence_s
+        status, why = supervise(command, output, self.asked, record, silence_s, environ, self.keep)
+        return judge(record, status, why)
+
+    def environ(self) -> dict[str, str]:
+        """Return the environment of the programs."""
+        return {**os.environ, **(stage.environ(self.staged) if self.staged else {})}
+
+    def unpack(self, hosts: Sequence[str], hostfile: Path) -> Ended:
+        """Stage on hosts, but not again where that was done since the last attempt; OSError as `start`."""
+        if not self.staged or self.fresh.issuperset(hosts):
+            return Ended(exits.DONE, "")
+        program = [sys.executable, "-m", "launch", "stage", self.settings.stage, tempfile.gettempdir()]
+        ended = self.start(program, hosts, hostfile, 1, None)
+        if ended.status == exits.DONE:
+            self.fresh.update(hosts)
+        return ended
+
+    def unpacked(self) -> list[str]:
+        """Stage on all hosts, so that those are measured from their own disks; return those that could.
+
+        Raises:
+            ValueError: the launcher is not there.
+            OSError: no staging went well.
+        """
+        hosts, directory, ended = list(self.pool.hosts), self.journal.directory, None
+        for _ in range(_STAGINGS if self.staged else 0):
+            hostfile = directory / "hosts.stage"
+            hostfile.write_text("\n".join(hosts) + "\n", encoding="utf-8")
+            with self.journal.output.copied(directory / "stage.log"):
+                ended = self.unpack(hosts, hostfile)
+                named = suspects(self.journal.output.signs, hosts, 1)
+            if ended.status == exits.DONE:
+                break
+            self.pool.suspect(named)
+            hosts = [host for host in hosts if host not in named]
+            if not named or not hosts or self.asked.look():
+                break
+        if ended and ended.status != exits.DONE:
+            raise OSError(f"the hosts could not be staged: {ended.why}")
+        return hosts
 
     def examine(self) -> None:
         """Measure all hosts, and put the bad ones aside; a single one has none to be compared with."""
         if self.settings.no_preflight or len(self.pool.hosts) == 1:
             return
         try:
-            directory, said = self.journal.directory, list[str]()  # every bad host is said below
+            hosts = self.unpacked()
             bad = preflight.examine(
-                self.machine, self.pool.hosts, self.ranks, directory=directory, say=said.append
+                self.machine,
+                hosts,
+                self.ranks,
+                directory=self.journal.directory,
+                file=self.settings.preflight_file or self.data_file(),
+                python=self.python,
+                environ=self.environ(),
+                say=lambda text: self.say(text, "preflight"),
             )
         except (ValueError, OSError, subprocess.SubprocessError) as error:
             self.say(f"preflight failed, and says nothing of the hosts: {error}", "preflight")
             return
         if not self.asked.look():  # what ends this job's programs says nothing of the hosts either
             self.pool.put_aside(bad)
+
+    def data_file(self) -> Path | None:
+        """Return a file of the store that the program's words name, if they do and it is large enough."""
+        store = layouts.flag(self.words, "data.store")
+        return preflight.data_file(store) if store else None
 
     def pause(self, pause_s: float) -> None:
         """Wait, unless somebody asks for the end."""
@@ -245,7 +326,7 @@ class Job:
             return ended.status
         status = exits.INTERRUPTED if asked.interrupted else exits.STOPPED if asked.why else ended.status
         if not asked.again:
-            self.say(f"ends by {asked.why}: the same command goes on", "leave")
+            self.say(f"ends by {asked.why}: the same command goes on{_DOUBT.get(asked.why, '')}", "leave")
         elif not self.settings.resubmit:
             self.say("ends: the same command goes on in another job", "leave")
         elif newest(self.run_dir) <= self.begun:

@@ -34,11 +34,23 @@ class Journal:
     def say(self, text: str, event: str, **facts: object) -> None:
         """Print a decision, and add it to history.jsonl; a full disk does not hinder it."""
         self.output.say(text)
-        job = os.environ.get("PBS_JOBID") or os.environ.get("SLURM_JOB_ID") or ""
+        job = os.environ.get("PBS_JOBID") or os.environ.get("SLURM_JOB_ID") or "local"
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         line = {"time": when, "job": job, "attempt": self.attempt, "event": event, **facts, "said": text}
         with suppress(OSError), (self.directory / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def held(directory: Path) -> bool:
+    """Tell whether a job works here, as far as the lock says; yes where there are no locks to ask."""
+    try:
+        with (directory / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager
@@ -46,8 +58,8 @@ def alone(directory: Path, output: Output) -> Iterator[tuple[int, ...]]:
     """Keep other jobs out while this one works.
 
     Yields:
-        What the programs it starts must inherit: they hold the lock too, and so as long as one of them lives
-        on this machine, even if this process is killed.
+        What the launcher must inherit: it holds the lock too, and so does what it starts by itself on this
+        machine, even if this process is killed. Ranks that a daemon starts for it (PALS, Slurm) do not.
 
     Raises:
         ValueError: another job works here.

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from launch.hosts import counted
+
 
 class Degrees(NamedTuple):
     """The degrees of parallelism a command gives as --parallel.dp and so on; 0 leaves one to be chosen."""
@@ -35,8 +37,10 @@ class Degrees(NamedTuple):
         ]
 
     def __str__(self) -> str:
-        dp, wp_y, wp_x, pp, sp = (degree or "?" for degree in self)
-        return f"dp {dp} x wp {wp_y}x{wp_x} x pp {pp} x sp {sp}"
+        named = [f"{name.replace('_', '-')} {degree}" for name, degree in zip(self._fields, self) if degree]
+        if self.wp_y and self.wp_x:
+            named[bool(self.dp) : bool(self.dp) + 2] = [f"wp {self.wp_y}x{self.wp_x}"]
+        return " x ".join(named)
 
 
 class Layout(NamedTuple):
@@ -103,19 +107,40 @@ def degrees(words: Sequence[str]) -> Degrees:
     return Degrees(*(number(words, f"parallel.{name.replace('_', '-')}", 0) for name in Degrees._fields))
 
 
-def check(nodes: int, ranks_per_node: int, asked: Degrees) -> Degrees:
+class Limits(NamedTuple):
+    """What advice must keep to.
+
+    Attributes:
+        name: whose limits they are.
+        nodes: how many there are; 0 if that is not known.
+        ranks: most ranks a node that may be advised; 0 where nothing but the nodes can be chosen.
+    """
+
+    name: str = ""
+    nodes: int = 0
+    ranks: int = 0
+
+
+def check(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits = Limits()) -> Degrees:
     """Return the degrees with dp filled in, if that is the only one left open.
 
     Raises:
-        ValueError: `nodes` x `ranks_per_node` ranks cannot be arranged so; names the nearest numbers of nodes
-            that can.
+        ValueError: there are not so many nodes, or their ranks cannot be arranged so; names the nearest
+            numbers of nodes that can, or of ranks on each.
     """
+    for name, count in (("nodes", nodes), ("ranks-per-node", ranks_per_node)):
+        if count < 1:
+            raise ValueError(f"--{name} {count}: it must be 1 or more")
     ranks, known = nodes * ranks_per_node, asked.known
-    fits = ranks % known == 0 if 0 in asked else ranks == known
-    if nodes < 1 or not fits:
-        start = f"{nodes:,} nodes x {ranks_per_node} ranks = {ranks:,} ranks, but {asked} are "
-        multiple = "a multiple of " if 0 in asked else ""
-        raise ValueError(f"{start}{multiple}{known:,}: {_advice(nodes, ranks_per_node, asked)}")
+    many = 0 < limits.nodes < nodes
+    if many or (ranks % known if 0 in asked else ranks != known):
+        said = f"{counted(nodes, 'node')} x {counted(ranks_per_node, 'rank')} = {counted(ranks, 'rank')}"
+        needs = f"{asked} needs {'a multiple of ' if 0 in asked else ''}{known:,}"
+        start = f"{said}, but {needs}"
+        if limits.nodes > 1:  # that there is one machine, everybody knows
+            has = f"{limits.name} has {limits.nodes:,}"
+            start = f"{counted(nodes, 'node')}, but {has}" if many else f"{start} ({has} nodes)"
+        raise ValueError(f"{start}: {_advice(nodes, ranks_per_node, asked, limits)}")
     only_dp = asked.dp == 0 and all(asked[1:])
     return asked._replace(dp=ranks // known) if only_dp else asked
 
@@ -133,21 +158,26 @@ def batch_problem(batch: int, microbatch: int, dp: int) -> str:
     )
 
 
-def _advice(nodes: int, ranks_per_node: int, asked: Degrees) -> str:
+def _advice(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits) -> str:
     """Name the numbers of nodes next to `nodes` on which these degrees, or these with another dp, fit."""
+    most = limits.nodes or math.inf
     exact = 0
     if 0 not in asked and asked.known % ranks_per_node == 0:
         exact = asked.known // ranks_per_node
-    unit = asked._replace(dp=0).known
+    exact = exact if exact <= most else 0
+    full = all(asked[1:])  # another dp changes nothing else
+    unit = asked._replace(dp=0).known if full else asked.known
     step = unit // math.gcd(unit, ranks_per_node)  # nodes of the smallest whole number of replicas
-    below = nodes // step * step
-    full = all(asked[1:])
+    below = int(min(nodes, most)) // step * step
     other = []
     for count in (below, below + step):
-        if count > 0 and count != exact:
-            other.append(
-                f"dp {count * ranks_per_node // unit} on {count:,} nodes" if full else f"{count:,} nodes"
-            )
+        if 0 < count <= most and count not in (exact, nodes):
+            dp = f"dp {count * ranks_per_node // unit} on " if full else ""
+            other.append(dp + counted(count, "node"))
+    each = asked.known // math.gcd(asked.known, nodes)  # ranks on each of these nodes
+    if each <= limits.ranks and (0 in asked or each * nodes == asked.known):
+        other.append(f"--ranks-per-node {each} on {counted(nodes, 'node')}")
     if not exact:
-        return f"{' or '.join(other)} would fit"
-    return f"start it on {exact:,} nodes" + (f", or take {' or '.join(other)}" if other else "")
+        return f"{' or '.join(other)} would fit" if other else "no number of nodes fits"
+    start = f"start it on {counted(exact, 'node')}"
+    return start + (f", or take {' or '.join(other)}" if other else "")

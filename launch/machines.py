@@ -128,6 +128,7 @@ class Machine:
         queue: str,
         account: str = "",
         settings: Mapping[str, str] | None = None,
+        after: str = "",
     ) -> list[str]:
         """Return the command line that submits a job script; what it says overrides the script's directives.
 
@@ -138,6 +139,7 @@ class Machine:
             queue: queue or partition.
             account: whom it is charged to; "" leaves that to the scheduler.
             settings: environment variables the script reads.
+            after: identifier of the job that must have ended before, however; "" if none.
 
         Raises:
             ValueError: nothing can be submitted here, or a setting has signs that a scheduler's list of
@@ -153,10 +155,16 @@ class Machine:
         if self.scheduler == "pbs":
             flags = ["-A", account] if account else []
             flags += ["-q", queue, "-l", f"select={nodes}", "-l", f"walltime={limit}", *self.resources]
+            flags += ["-W", f"depend=afterany:{after}"] if after else []
             return ["qsub", *flags, *(["-v", ",".join(pairs)] if pairs else []), script]
         flags = [f"--account={account}"] if account else []
         flags += [f"--partition={queue}", f"--nodes={nodes}", f"--time={limit}", *self.resources]
+        flags += [f"--dependency=afterany:{after}"] if after else []
         return ["sbatch", *flags, "--export=" + ",".join(["ALL", *pairs]), script]
+
+    def address(self, host: str) -> str:
+        """Return the name by which other nodes reach `host`: over the fast network where that has its own."""
+        return host.split(".")[0] + self.fast_domain if self.fast_domain else host
 
     def again(self, script: str, environ: Mapping[str, str], settings: Sequence[str] = SETTINGS) -> list[str]:
         """Return the command line that submits a job like the one this process is in.
@@ -222,10 +230,9 @@ def machine(name: str | None, environ: Mapping[str, str]) -> Machine:
 def meeting_name(host: str, environ: Mapping[str, str]) -> str:
     """Return the name by which other nodes of this job reach `host`, over the fast network if it is known."""
     try:
-        domain = guess(environ).fast_domain
+        return guess(environ).address(host)
     except ValueError:  # a job of a machine that is not known here; its own name must do
-        domain = ""
-    return host.split(".")[0] + domain if domain else host
+        return host
 
 
 def first_host(environ: Mapping[str, str]) -> str:
@@ -291,7 +298,8 @@ _LUMI = Machine(
         Queue("small-g", 1, 4, 72),
         Queue("dev-g", 1, 32, 3),
     ),
-    resources=("--ntasks-per-node=8", "--gpus-per-node=8", "--exclusive", "--mem=0"),
+    # --no-kill: without it Slurm ends a job of which one node fails.
+    resources=("--ntasks-per-node=8", "--gpus-per-node=8", "--exclusive", "--mem=0", "--no-kill"),
 )
 
 _LOCAL = Machine(name="local", ranks_per_node=1, scheduler="none", starter=("mpiexec",))

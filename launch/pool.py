@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 
+def by_name(hosts: Sequence[str]) -> dict[str, str]:
+    """Return hosts by their names without a domain: launchers and ranks say it or leave it out."""
+    return {host.split(".")[0]: host for host in hosts}
+
+
 class Pool:
     """Hosts by how much they are blamed. None is ever lost: without spares the least blamed serve again."""
 

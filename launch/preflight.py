@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -23,10 +24,15 @@ from typing import NoReturn
 
 from launch import machines
 from launch.machines import Machine
+from launch.pool import by_name
 from launch.readings import Reading, parse, slow, table
 
-TEAM = 16  # hosts whose ranks communicate; also in aeris/probe.py
+TEAM = 16
+"""Neighbouring hosts whose ranks communicate, in aeris.probe."""
+IN_FILE = "in the reading of the file"
+"""What a rank of aeris.probe says that fails there or is stuck."""
 _FILE_BYTES = 2**20
+_LOOKED_AT = 1000  # files of a store: some have millions
 _GRACE_S = 5.0  # between asking a launcher to end and ending it
 _LAUNCHES = 3  # times to start anew without the hosts that the launcher names
 
@@ -68,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             show=True,
         )
+    for host, why in bad.items():
+        print(f"{host} is bad: {why}")
     good = [host for host in hosts if host not in bad]
     if arguments.good_hosts:
         arguments.good_hosts.write_text("".join(f"{host}\n" for host in good), encoding="utf-8")
@@ -96,6 +104,8 @@ def examine(
     *,
     directory: Path,
     file: Path | None = None,
+    python: str = sys.executable,
+    environ: Mapping[str, str] | None = None,
     limit_pct: float = 20.0,
     collective: bool = True,
     timeout_s: float = 120.0,
@@ -107,11 +117,13 @@ def examine(
 
     Args:
         directory: for the lists of hosts that the launcher and the ranks read; every node sees it.
-        file: to read a part of, by every rank.
+        file: to read a part of, by every rank; left out if most hosts cannot, or not in time.
+        python: what the ranks run on.
+        environ: for them; this process's own if None.
         limit_pct: how far below the median of all ranks a rate is bad, if the rates are alike otherwise.
         collective: whether ranks also communicate.
         timeout_s: of one launch; there are more if hosts are bad, up to six.
-        say: is told of every bad host, in one line.
+        say: is told what was left out.
         show: print the table of rates too.
 
     Raises:
@@ -124,9 +136,14 @@ def examine(
         raise ValueError(
             f"{file} has {size} bytes: reading it says nothing, take one of {_FILE_BYTES} or more"
         )
-    words = ["--device", device, *(["--file", str(file.absolute())] if file else [])]
-    probe = _Probe(machine, ranks_per_node, directory, timeout_s)
-    bad, readings = _all_speak(probe, hosts, [*words, "--team", str(TEAM * collective)])
+    words = ["--device", device, "--team", str(TEAM * collective)]
+    reads = ["--file", str(file.absolute())] if file else []
+    probe = _Probe(machine, ranks_per_node, directory, timeout_s, python, environ)
+    bad, readings = _all_speak(probe, hosts, [*words, *reads])
+    stuck = {one.host for one in readings if IN_FILE in one.error}
+    if 2 * len(stuck) > len(hosts) > 1:
+        say(f"{len(stuck)} of {len(hosts)} hosts cannot read {file}, or not in time: measured without it")
+        bad, readings = _all_speak(probe, hosts, words)
     good = [host for host in hosts if host not in bad]
     bad |= _faults([one for one in readings if one.phase == "alone"], good, ranks_per_node)
     bad |= {host: why for host, why in slow(readings, limit_pct).items() if host not in bad}
@@ -139,26 +156,43 @@ def examine(
             bad |= _in_pairs(probe, failed, [host for host in good if host not in bad], words[:2])
     if show:
         print(table(readings, list(hosts), bad))
-    for host, why in bad.items():
-        say(f"{host} is bad: {why}")
     return bad
+
+
+def data_file(store: str) -> Path | None:
+    """Return the largest of the first files of a store to read a part of; None without one that is enough."""
+    found = (Path(root, name) for root, _, names in os.walk(store) for name in names)
+    sizes = []
+    for path in itertools.islice(found, _LOOKED_AT):
+        with contextlib.suppress(OSError):
+            sizes.append((path.stat().st_size, path))
+    size, path = max(sizes, default=(0, Path()))
+    return path if size >= _FILE_BYTES else None
 
 
 class _Probe:
     """Starts aeris.probe on hosts and returns what it prints."""
 
-    def __init__(self, machine: Machine, ranks_per_node: int, directory: Path, timeout_s: float) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        ranks_per_node: int,
+        directory: Path,
+        timeout_s: float,
+        python: str,
+        environ: Mapping[str, str] | None,
+    ) -> None:
         self.machine, self.ranks_per_node, self.timeout_s = machine, ranks_per_node, timeout_s
+        self.python = python
+        self.environ = dict(os.environ if environ is None else environ)
         self.hostfile, self.addresses = directory / "hosts.preflight", directory / "addresses.preflight"
 
     def __call__(self, hosts: Sequence[str], words: Sequence[str]) -> tuple[list[Reading], str]:
         """Run it; return the readings and everything else that was printed."""
-        domain = self.machine.fast_domain
-        meeting = [host.split(".")[0] + domain if domain else host for host in hosts]
-        meeting = meeting if len(hosts) > 1 else ["127.0.0.1"]
+        meeting = [self.machine.address(host) for host in hosts] if len(hosts) > 1 else ["127.0.0.1"]
         for path, names in ((self.hostfile, hosts), (self.addresses, meeting)):
             path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        program = [sys.executable, "-m", "aeris.probe", *words, "--hosts", str(self.addresses.absolute())]
+        program = [self.python, "-m", "aeris.probe", *words, "--hosts", str(self.addresses.absolute())]
         # A rank that is stuck says so before the launcher is stopped; a port of an earlier launch may linger.
         program += ["--limit-s", str(self.timeout_s / 2), "--port", str(random.randint(20000, 32000))]
         command = self.machine.command(program, hosts, self.ranks_per_node, self.hostfile)
@@ -168,7 +202,7 @@ class _Probe:
     def _environ(self, hosts: int) -> dict[str, str]:
         """Say how many ranks there are where the launcher does not, so that nobody has to ask MPI."""
         world = str(hosts * self.ranks_per_node)
-        return {**os.environ, "WORLD_SIZE": world} if self.machine.scheduler == "pbs" else dict(os.environ)
+        return {**self.environ, **({"WORLD_SIZE": world} if self.machine.scheduler == "pbs" else {})}
 
 
 def _output(command: Sequence[str], timeout_s: float, environ: Mapping[str, str]) -> str:
@@ -225,7 +259,7 @@ def _all_speak(
 def named_in(said: str, hosts: Sequence[str]) -> dict[str, str]:
     """Find hosts that a launcher names in what it says, each with the first line that does."""
     found: dict[str, str] = {}
-    names = {host.split(".")[0]: host for host in hosts}
+    names = by_name(hosts)
     for line in said.splitlines():
         for word in re.findall(r"[A-Za-z0-9][\w-]*", line):
             if word in names:

@@ -6,6 +6,7 @@ WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT say everyt
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -87,10 +88,13 @@ def discover(environ: Mapping[str, str]) -> Ranks:
 def export(ranks: Ranks) -> None:
     """Set what torch reads in os.environ, as far as it is not there; torchrun has set everything.
 
+    Also lets this process open as many files as the system allows: a rank has sockets to many others.
+
     Where the ranks meet (MASTER_ADDR, MASTER_PORT) rank 0 says through MPI (mpi4py): 127.0.0.1 if all are on
     its machine, else its host name, and a port that is free there. Without MPI it is the first host of the
     job (PBS_NODEFILE, or Slurm's list) and a port made of the job's number; ValueError without those.
     """
+    _allow_files()
     if ranks.launcher in ("torchrun", "none"):
         return
     exported = {variable: str(value) for variable, value in zip(_PLAIN, asdict(ranks).values())}
@@ -109,6 +113,16 @@ def leave() -> None:
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files from the soft to the hard one."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _meeting_place(ranks: Ranks, address: str, port: str) -> tuple[str, str]:

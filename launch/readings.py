@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-MARK = "PROBE "  # before the JSON of a line; also in aeris/probe.py
+from launch.pool import by_name
+
+MARK = "PROBE "
+"""What aeris.probe writes before the JSON of a line."""
 
 
 class _Rate(NamedTuple):
@@ -31,11 +33,11 @@ _RATES = (
     _Rate(("next_gbs", "previous_gbs"), "link", "GB/s", 2.0),
 )
 _MANY_MADS = 6.0  # so far below the median, in robust standard deviations, nothing gets by chance
+_DECODER = json.JSONDecoder()
 _WHOLE_TABLE = 40  # hosts, above which only the bad ones are listed
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """One line of a rank: what it measured, or what went wrong."""
 
     host: str
@@ -43,7 +45,7 @@ class Reading:
     local_rank: int
     phase: str
     error: str = ""
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float] = {}
 
 
 def parse(output: str, hosts: Sequence[str], ranks_per_node: int) -> tuple[list[Reading], str]:
@@ -52,12 +54,12 @@ def parse(output: str, hosts: Sequence[str], ranks_per_node: int) -> tuple[list[
     Ranks are placed by their number, because hosts can have several names; one that says it is on another
     host of the list is believed.
     """
-    short = {host.split(".")[0]: host for host in hosts}
+    short, last = by_name(hosts), len(hosts) * ranks_per_node
     readings, rest = [], []
     for line in output.splitlines():
         before, mark, text = line.partition(MARK)
         found = _decoded(text) if mark else None
-        if found is None or not 0 <= found["rank"] < len(hosts) * ranks_per_node:
+        if found is None or not 0 <= found["rank"] < last:
             rest.append(line)
             continue
         host = short.get(str(found["host"]).split(".")[0], hosts[found["rank"] // ranks_per_node])
@@ -72,7 +74,7 @@ def parse(output: str, hosts: Sequence[str], ranks_per_node: int) -> tuple[list[
 def _decoded(text: str) -> dict[str, Any] | None:
     """Read one object; None if it is broken."""
     try:
-        found, _ = json.JSONDecoder().raw_decode(text)
+        found, _ = _DECODER.raw_decode(text)
     except ValueError:
         return None
     known = (
@@ -109,18 +111,20 @@ def slow(readings: Sequence[Reading], limit_pct: float) -> dict[str, str]:
 
 def table(readings: Sequence[Reading], hosts: Sequence[str], bad: Mapping[str, str]) -> str:
     """Write a row for each host, or for the bad ones of many: its ranks' lowest rates; and all medians."""
-    kinds = [kind for kind in _RATES if _of(kind, readings)]
+    found = {kind: _of(kind, readings) for kind in _RATES}
+    kinds = [kind for kind in _RATES if found[kind]]
     rows = [["host", "ranks", *(f"{kind.name} {kind.unit}" for kind in kinds), ""]]
     shown = hosts if len(hosts) <= _WHOLE_TABLE else [host for host in hosts if host in bad]
-    by_host: dict[str, list[Reading]] = {}
+    by_host: dict[str, list[Reading]] = {host: [] for host in shown}
     for one in readings:
-        by_host.setdefault(one.host, []).append(one)
+        if one.host in by_host:
+            by_host[one.host].append(one)
     for host in shown:
-        own = by_host.get(host, [])
+        own = by_host[host]
         rates = [min((rate for _, rate in _of(kind, own)), default=None) for kind in kinds]
         ranks = str(len({one.rank for one in own}))
         rows.append([host, ranks, *("-" if r is None else f"{r:.3g}" for r in rates), "bad" * (host in bad)])
-    medians = [statistics.median(rate for _, rate in _of(kind, readings)) for kind in kinds]
+    medians = [statistics.median(rate for _, rate in found[kind]) for kind in kinds]
     rows.append(
         ["median of ranks", str(len({one.rank for one in readings})), *(f"{m:.3g}" for m in medians), ""]
     )
@@ -131,6 +135,9 @@ def table(readings: Sequence[Reading], hosts: Sequence[str], bad: Mapping[str, s
 
 def _of(kind: _Rate, readings: Sequence[Reading]) -> list[tuple[Reading, float]]:
     """List the ranks that measured such a rate."""
+    first, *others = kind.keys
+    if not others:
+        return [(one, one.values[first]) for one in readings if first in one.values]
     found = []
     for one in readings:
         rates = [one.values[key] for key in kind.keys if key in one.values]

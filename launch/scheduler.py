@@ -13,9 +13,13 @@ _DURATION = r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)"
 
 
 def seconds(duration: str) -> float:
-    """Return a duration in seconds: 90 (minutes), 30:00, 12:30:00 or Slurm's 1-12:30:00; ValueError else."""
+    """Return a duration in seconds: 30:00, 12:30:00 or Slurm's 1-12:30:00.
+
+    Raises:
+        ValueError: it is none of these; a bare number is seconds to one scheduler and minutes to the other.
+    """
     if duration.isdigit():
-        return 60.0 * int(duration)
+        raise ValueError(f"{duration!r} may be hours or minutes: write {duration}:00:00 or {duration}:00")
     if not (match := re.fullmatch(_DURATION, duration)):
         raise ValueError(f"{duration!r} is no duration: write hours:minutes:seconds")
     days, hours, minutes, rest = (int(number or 0) for number in match.groups())

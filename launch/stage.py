@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch import exits
+from launch.hosts import counted
 from launch.pack import CHECKSUM
 from launch.rank import discover, leave
 
 PIECE_BYTES = 1 << 24
-_SHOWN = 8
+_SHOWN = 100  # nodes whose disk fails; a job puts aside those that are named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,16 @@ def place(archive: Path, directory: Path) -> Path:
     return directory / f"aeris-{os.getuid()}" / digest[:16]
 
 
+def environ(staged: Path) -> dict[str, str]:
+    """Return what a program that runs on the Python of `staged` must find in its environment.
+
+    With `-m` Python looks in the working directory before anywhere else, where a copy of the project is most
+    likely: PYTHONSAFEPATH leaves that out (Python 3.11 and later; before, every rank reads it there). So too
+    if the environment was packed without the project.
+    """
+    return {"PYTHONSAFEPATH": "1"} if any(staged.glob("lib/python*/site-packages/aeris")) else {}
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Unpack the archive on this node, with the others; return the exit status.
 
@@ -57,8 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     mpi = _communicator(ranks.world)
     missing = not target.is_dir()
     problem = ""
-    if mpi.allreduce(int(missing)) if mpi else missing:
+    if fresh := mpi.allreduce(int(missing)) if mpi else int(missing):
         pieces = Pieces(archive, mpi)
+        if ranks.rank == 0:
+            print(f"stages {_size(archive)} on {counted(fresh if mpi else ranks.world, 'node')}", flush=True)
         try:
             if missing:
                 _unpack(pieces, target, _digest(archive))
@@ -72,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"error: {text}", file=sys.stderr, flush=True)
         if not problems and ranks.rank == 0:
             how = "sent by rank 0" if mpi else "read by each"
-            print(f"{target}: on {ranks.world} nodes, {how if missing else 'was there'}", flush=True)
+            nodes = counted(ranks.world, "node")
+            print(f"{target}: on {nodes}, {how if missing else 'was there'}", flush=True)
     leave()
     return exits.IO if problems else exits.DONE
 
@@ -83,14 +97,16 @@ class Pieces:
     def __init__(self, archive: Path, mpi: Any = None) -> None:
         """Read nothing yet; `mpi` is a communicator, and all its ranks take the same number of pieces."""
         self.digest = hashlib.sha256()
-        self._mpi, self._archive, self._over, self._left = mpi, archive, False, b""
+        self._mpi, self._archive, self._over = mpi, archive, False
+        self._piece, self._at = b"", 0
         self._file: IO[bytes] | None = None
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; OSError if they cannot be read, on every rank."""
-        while len(self._left) < size and (piece := self._next()):
-            self._left += piece
-        data, self._left = self._left[:size], self._left[size:]
+        """Return up to `size` bytes, "" at the end; OSError if they cannot be read, on every rank."""
+        if self._at >= len(self._piece):
+            self._piece, self._at = self._next(), 0
+        data = self._piece[self._at : self._at + size]
+        self._at += len(data)
         return data
 
     def drain(self) -> None:
@@ -180,6 +196,14 @@ def extract(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
         tar.extract(member, root, filter="data")
     else:  # Python 3.10 and 3.11 before their security releases of 2023
         tar.extract(member, root, set_attrs=member.isreg())
+
+
+def _size(archive: Path) -> str:
+    """Name an archive, with what it holds and its size, if its size can be read."""
+    try:
+        return f"{archive}, {archive.stat().st_size / 2**20:,.0f} MiB,"
+    except OSError:
+        return f"{archive}"
 
 
 def _digest(archive: Path) -> str:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from launch import exits, scheduler
 from launch.layouts import LAYOUTS, Degrees, Layout, batch_problem, check, degrees, number
-from launch.machines import MACHINES, Machine, Queue
+from launch.machines import MACHINES, SETTINGS, Machine, Queue
 
 AFTER = "flags"
 """Name of what follows `--`."""
@@ -37,11 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="store of aeris.data.convert (default: era5; sample for tiny)")
     parser.add_argument("--archive", default="", help="environment made by `launch pack`, put on every node")
     parser.add_argument("--no-chain", action="store_true", help="the job does not submit its successor")
+    parser.add_argument("--jobs", type=int, default=1, help="so many, each after the end of the one before")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, print the exact command lines and submit; returns the scheduler's own status, or 0.
+
+    Settings of job scripts that are in the environment (VENV, ARCHIVE) travel too: PBS takes no others along.
 
     Raises:
         ValueError: the preset, the queue, the nodes or the batch do not go together.
@@ -52,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if layout is None:
         known = ", ".join(LAYOUTS[machine.name])
         raise ValueError(f"there is no layout of {preset!r} for {machine.name}; known are {known}")
+    check_words(arguments)
     nodes = arguments.nodes
     found = check(nodes, machine.ranks_per_node, degrees([*layout.degrees.flags, *arguments.flags]))
     microbatches = share(layout, arguments.flags, found)
@@ -63,36 +70,85 @@ def run(arguments: argparse.Namespace) -> int:
         )
     wanted_s = scheduler.seconds(arguments.walltime) if arguments.walltime else None
     queue = choose_queue(machine, nodes + spares, arguments.queue, wanted_s)
+    if arguments.jobs < 1 or (arguments.jobs > 1 and not queue.chains):
+        limit = "it must be 1 or more" if queue.chains else f"queue {queue.name} takes one job of a user"
+        raise ValueError(f"--jobs {arguments.jobs}: {limit}")
     run_dir = arguments.run_dir or f"runs/{preset}"
     data = arguments.data or ("sample" if preset == "tiny" else "era5")
-    settings = {
-        "PRESET": preset,
-        "NODES": str(nodes),
-        "DP": str(found.dp) if layout.degrees.known > 1 else "",
-        "RUN_DIR": run_dir,
-        "DATA": data,
-        "ARCHIVE": arguments.archive,
-        "FLAGS": _joined(arguments.flags),
-    }
-    settings = {name: value for name, value in settings.items() if value}
-    settings["CHAIN"] = layout.script if queue.chains and not arguments.no_chain else ""
+    chains = queue.chains and arguments.jobs == 1 and not arguments.no_chain
+    settings = travelling(
+        {
+            "PRESET": preset,
+            "NODES": str(nodes),
+            "DP": str(found.dp) if layout.degrees.known > 1 else "",
+            "RUN_DIR": run_dir,
+            "DATA": data,
+            "ARCHIVE": arguments.archive or os.environ.get("ARCHIVE", ""),
+            "FLAGS": _joined(arguments.flags),
+            "CHAIN": layout.script if chains else "",
+        }
+    )
     limit_s = wanted_s or 3600 * queue.hours
-    account = arguments.account
-    line = machine.submission(layout.script, nodes + spares, limit_s, queue.name, account, settings)
+    submission = partial(
+        machine.submission, layout.script, nodes + spares, limit_s, queue.name, arguments.account, settings
+    )
     words = program(preset, run_dir, data, layout.degrees._replace(dp=found.dp), arguments.flags)
     start = machine.command(words, ["host"] * nodes, machine.ranks_per_node, Path(run_dir, "job", "hosts.1"))
     print(f"{nodes:,} nodes and {spares:,} spares, {queue.name} for {scheduler.clock(limit_s)}")
     print(f"{nodes * machine.ranks_per_node:,} ranks as {found}{microbatches}")
-    print(f"submits: {shlex.join(line)}")
-    print(f"runs:    {shlex.join(start)}", flush=True)
+    for before in range(arguments.jobs):
+        print(f"submits: {shlex.join(submission(after=f'ID{before}' if before else ''))}")
+    print(f"runs:    {shlex.join(start)}")
+    print(f"check:   {shlex.join([*words, '--dry-run'])}", flush=True)
     if not Path(layout.script).is_file():
         raise ValueError(f"{layout.script} is not here: submit from the top directory of the project")
-    if arguments.dry_run:
-        return exits.DONE
-    try:
-        return subprocess.run(line, check=False).returncode
-    except FileNotFoundError:
-        raise ValueError(f"{line[0]} is not here: submit from a login node of {machine.name}") from None
+    return exits.DONE if arguments.dry_run else give(submission, arguments.jobs, machine)
+
+
+def give(submission: Callable[..., list[str]], jobs: int, machine: Machine) -> int:
+    """Submit jobs, each to begin when the one before has ended; return the status of the scheduler.
+
+    Args:
+        submission: returns the command line of a job that follows another, `after`.
+        jobs: how many.
+        machine: whose they are.
+
+    Raises:
+        ValueError: the scheduler's command is not here, or does not name the job that another is to follow.
+    """
+    after = ""
+    for left in reversed(range(jobs)):
+        line = submission(after=after)
+        try:
+            done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+        except FileNotFoundError:
+            raise ValueError(f"{line[0]} is not here: submit from a login node of {machine.name}") from None
+        print(done.stdout, end="", flush=True)
+        if done.returncode or not left:
+            return done.returncode
+        named = re.search(r"(\d+(\.[\w.-]+)?)\s*$", done.stdout)  # 1234.host; Submitted batch job 1234
+        if not named:
+            raise ValueError(f"{line[0]} names no job in {done.stdout!r}: {left} more are not submitted")
+        after = named[1]
+    return exits.DONE
+
+
+def check_words(arguments: argparse.Namespace) -> None:
+    """Refuse options of this command behind `--`, where aeris.train would get them."""
+    own = {"--" + name.replace("_", "-") for name in vars(arguments)} - {"--preset", f"--{AFTER}"}
+    for word in arguments.flags:
+        if (name := word.partition("=")[0].replace("_", "-")) in own:
+            raise ValueError(f"{name} stands after --, where flags of aeris.train are: write it before --")
+
+
+def travelling(own: dict[str, str]) -> dict[str, str]:
+    """Return the settings a job gets: its own, and others of job scripts that are in the environment.
+
+    An empty one goes along only against one in the environment, which Slurm hands on as it is.
+    """
+    given = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    every = own | given | own
+    return {name: value for name, value in every.items() if value or name in given or name == "CHAIN"}
 
 
 def program(preset: str, run_dir: str, data: str, asked: Degrees, more: Sequence[str]) -> list[str]:

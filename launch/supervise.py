@@ -20,6 +20,8 @@ from launch.verdict import pulse
 POLL_S = 0.5
 END_S = 60.0
 """From SIGTERM to SIGKILL: srun and PALS end the ranks of all machines meanwhile."""
+AT_ONCE_S = 5.0
+"""The same after a second request."""
 LAST_S = 5.0
 """For the output that is still on its way when the launcher has ended."""
 NOISE = 4
@@ -136,7 +138,7 @@ def _end(process: subprocess.Popen[bytes], asked: Asked) -> None:
         until = time.monotonic() + patience_s
         while process.poll() is None and time.monotonic() < until:
             if number == signal.SIGTERM and asked.now:
-                until = min(until, time.monotonic() + 5.0)
+                until = min(until, time.monotonic() + AT_ONCE_S)
             time.sleep(0.05)
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)

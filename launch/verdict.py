@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import exits
+from launch.pool import by_name
 
 ENDED = "ended.json"
 SETTLE_S = 3.0
@@ -26,13 +27,18 @@ _KNOWN = (exits.DONE, exits.MISTAKE, exits.IO, exits.STOPPED, exits.LOST, exits.
 # of Slurm, and our own: the watchdog's, and an error that one rank has alone. Both launchers end the other
 # ranks by signals too, and say so in the same words; from a line of _TEARDOWN on, _KILLED means nothing.
 _SIGNS = re.compile(r"ping failed on|RPC timeout|shepherd died from signal 9|Node failure on")
-_KILLED = re.compile(r"rank \d+ died from signal 9\b|srun: error: .*(?:Killed|Bus error)")
+# Many machines that crash at once are not to blame: the program is, or a rank that they waited for.
+_KILLED = re.compile(
+    r"rank \d+ died from signal (?:4|6|7|8|9|11)\b"
+    r"|srun: error: .*(?:Killed|Bus error|Segmentation fault|Aborted|Out Of Memory|Illegal instruction)"
+)
 _TEARDOWN = re.compile(r"died from signal 15|srun: (?:Terminating|Force Terminated)")
 _OWN = re.compile(
     r"\brank (?P<late>\d+)(?: \((?P<host>[^)\s]+)\))? (?:is late|does not answer)"
     r"|error: rank (?P<failed>\d+): |error: (?P<name>\S+) could not be staged"
 )
-_NAMES = 20  # a line that names more hosts than this blames nobody
+_SHARED = re.compile(r"No space left|[Qq]uota exceeded|Stale (?:NFS )?file handle")  # of all, to a rank
+_NAMES = 20  # a line, or crashes, that name more hosts than this blame nobody
 
 
 class Ended(NamedTuple):
@@ -47,17 +53,21 @@ def forget(run_dir: Path) -> None:
     (run_dir / ENDED).unlink(missing_ok=True)
 
 
+def read_ended(run_dir: Path) -> Ended | None:
+    """Read what a run says of its own end as the file is now; None if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        os.listdir(run_dir)  # a network file system then looks again
+        said = json.loads((run_dir / ENDED).read_text(encoding="utf-8"))
+        return Ended(int(said["status"]), str(said["why"]))
+    return None
+
+
 def last_words(run_dir: Path) -> Ended | None:
-    """Read what a run says of its own end; None if it says nothing, which is so if it was killed."""
+    """Read the same, and give it time to arrive; None if it says nothing, which is so if it was killed."""
     until = time.monotonic() + SETTLE_S
-    while True:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            os.listdir(run_dir)  # a network file system then looks again
-            said = json.loads((run_dir / ENDED).read_text(encoding="utf-8"))
-            return Ended(int(said["status"]), str(said["why"]))
-        if time.monotonic() >= until:
-            return None
+    while (ended := read_ended(run_dir)) is None and time.monotonic() < until:
         time.sleep(0.1)
+    return ended
 
 
 def judge(run_dir: Path | None, launcher: int | None, why: str = "") -> Ended:
@@ -103,8 +113,9 @@ def suspects(lines: Iterable[str], hosts: Sequence[str], ranks_per_node: int) ->
     Returns:
         The line that names it by host, the first named first.
     """
-    short = {host.split(".")[0]: host for host in hosts}
+    short = by_name(hosts)
     found: dict[str, str] = {}
+    crashed: set[str] = set()
     torn = False
 
     def of_rank(number: str | None) -> str | None:
@@ -114,17 +125,24 @@ def suspects(lines: Iterable[str], hosts: Sequence[str], ranks_per_node: int) ->
     for line in lines:
         names: list[str | None] = []
         for own in _OWN.finditer(line):
+            if own["failed"] and _SHARED.search(line):
+                continue
             name = (own["host"] or own["name"] or "").split(".")[0]
             names.append(short.get(name) or of_rank(own["late"] or own["failed"]))
-        if _SIGNS.search(line) or (_KILLED.search(line) and not torn):
+        sign, crash = _SIGNS.search(line), _KILLED.search(line) and not torn
+        if sign or crash:
             named = [short[word] for word in re.findall(r"[\w-]+", line) if word in short]
             names += named or [of_rank(number) for number in re.findall(r"\brank (\d+)", line)]
         if len(set(names)) <= _NAMES:
             for host in names:
                 if host is not None:
+                    if crash and host not in found:
+                        crashed.add(host)
+                    elif not crash:
+                        crashed.discard(host)
                     found.setdefault(host, line.strip())
         torn = torn or bool(_TEARDOWN.search(line))
-    return found
+    return {host: line for host, line in found.items() if len(crashed) <= _NAMES or host not in crashed}
 
 
 def newest(run_dir: Path) -> int:

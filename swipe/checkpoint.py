@@ -67,7 +67,8 @@ class Checkpoints:
 
         Args:
             root: directory of the checkpoints, one for all ranks.
-            keep: newest complete checkpoints that stay, not counting any that lack a file or a part of one.
+            keep: newest complete checkpoints that stay, not counting any that lack a file or a part of one
+                when first seen here.
             groups: this rank's; those for `saving` are used for nothing else. None in a single process.
             asynchronous: whether `save` returns before the checkpoint is on disk.
 
@@ -89,6 +90,7 @@ class Checkpoints:
         self._written.set()
         self._failure: tuple[str, BaseException | None] | None = None
         self._sums: dict[str, Sum] = {}  # of the files this rank wrote last
+        self._whole: dict[Path, bool] = {}  # which complete checkpoints are, as they were when first seen
 
     def save(self, images: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Save the checkpoint `images_<images>` and return as soon as `tensors` are copied.
@@ -246,16 +248,23 @@ class Checkpoints:
         os.replace(partial, final)
         _sync_directory(self.root)
         _remove(replaced)
-        self._remove_old(final)
+        self._whole[final] = True
+        self._remove_old()
 
-    def _remove_old(self, newest: Path) -> None:
-        """Remove what is older than the newest `keep` good checkpoints; a damaged one does not count."""
+    def _remove_old(self) -> None:
+        """Remove what is older than the newest `keep` good checkpoints; a damaged one does not count.
+
+        Each is looked at once: a large one has a file per rank, and all ranks wait for this.
+        """
         found, good = complete(self.root), 0
         for path in reversed(found) if len(found) > self.keep else ():
             if good >= self.keep:
                 _remove(path)
-            else:
-                good += path == newest or _is_whole(path)
+                self._whole.pop(path, None)
+                continue
+            if path not in self._whole:
+                self._whole[path] = _is_whole(path)
+            good += self._whole[path]
 
 
 def _is_whole(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Who is to blame when nothing goes on: one rank asks, all that can answer, one rank judges.
+"""Who is to blame when nothing goes on: one rank asks, all that can answer, one rank concludes.
 
 They talk through the store in which they met, over connections of their own: torch's may be what is stuck.
 An inquiry has a number. Whoever is first to claim it collects the answers and publishes a verdict, "go on" or
@@ -148,7 +148,7 @@ class Report:
         }
 
 
-def judge(states: Sequence[State], world: int, still_s: float, hosts: Sequence[str]) -> Report | None:
+def conclude(states: Sequence[State], world: int, still_s: float, hosts: Sequence[str]) -> Report | None:
     """Decide whether anything is wrong.
 
     Something is if a rank did not answer; if one that waits for nobody takes longer than its limit; if all
@@ -190,17 +190,19 @@ class Inquiry:
         self._window = quiet_s + 2 * period_s + PATIENCE_S
         self._still = quiet_s
         self._answered = self._open = 0  # the newest inquiry answered; the one whose verdict is awaited
-        self._since = self._again = self._outrun = 0.0
+        self._since = self._again = self._outrun = self._rest = 0.0
         # torchrun's store outlives a restart.
         self._prefix = f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         address, port = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT") or 0)
         address = "127.0.0.1" if address == "localhost" else address
-        self._name = f"{address}:{port}"
-        store = dist.TCPStore  # type: ignore[attr-defined]
+        self._address, self._port = address, port
         self._patience = PATIENCE_S + period_s
-        patience = timedelta(seconds=self._patience)
-        self._store: Any = self._try(
-            lambda: store(address, port, None, False, patience, wait_for_workers=False)
+        self._store: Any = self._connect()
+
+    def _connect(self) -> Any:
+        store, patience = dist.TCPStore, timedelta(seconds=self._patience)  # type: ignore[attr-defined]
+        return self._try(
+            lambda: store(self._address, self._port, None, False, patience, wait_for_workers=False)
         )
 
     def take_part(self, state: Callable[[], State], expired: bool, hosts: Sequence[str]) -> Report | None:
@@ -212,7 +214,7 @@ class Inquiry:
         Raises:
             Unreachable: the store does not answer, or who asked has vanished.
         """
-        newest = self._try(lambda: self._store.add(f"{self._prefix}/newest", 0))
+        newest = self._newest()
         if newest > self._answered:
             self._answer(newest, state())
         if self._open:
@@ -227,17 +229,24 @@ class Inquiry:
                 raise Unreachable(VANISHED)
             return None
         self._try(lambda: self._store.add(f"{self._prefix}/newest", 1))
-        own = state()
-        self._answer(number, own)
+        self._answer(number, state())
         self._open = 0
-        report = judge(self._collect(number), self._world, self._still, hosts)
-        self._again = time.monotonic() + max(own.limit_s / 20, 4 * self._period)
+        report = conclude(self._collect(number), self._world, self._still, hosts)
+        self._again = time.monotonic() + self._rest
         text = "go on" if report is None else json.dumps(report.dump)
         self._try(lambda: self._store.set(f"{self._prefix}/{number}/verdict", text))
         self._try(lambda: self._store.delete_key(f"{self._prefix}/{number}/answers"))
         if report is not None:
             report.asked = number
         return report
+
+    def _newest(self) -> int:
+        """Return the number of the newest inquiry, over a new connection if the old one has broken."""
+        try:
+            return int(self._try(lambda: self._store.add(f"{self._prefix}/newest", 0)))
+        except Unreachable:
+            self._store = self._connect()
+            return int(self._try(lambda: self._store.add(f"{self._prefix}/newest", 0)))
 
     def leave(self, report: Report) -> None:
         """End no earlier than the ranks that have something to write or to say: a launcher then ends all."""
@@ -267,27 +276,35 @@ class Inquiry:
         self._try(lambda: self._store.add(f"{self._prefix}/{number}/count", 1))
         self._answered = self._open = number
         self._since, self._outrun = time.monotonic(), 0.0
+        self._rest = max(state.limit_s / 20, 4 * self._period)  # until this rank asks, if all are to go on
 
     def _collect(self, number: int) -> list[State]:
-        """Wait for all answers, or as long as every rank that runs needs to give one."""
-        end = time.monotonic() + self._window
-        while time.monotonic() < end:
-            if self._try(lambda: self._store.add(f"{self._prefix}/{number}/count", 0)) >= self._world:
-                break
+        """Wait until all ranks have answered, or as long as every one that runs needs for that."""
+        key, end = f"{self._prefix}/{number}", time.monotonic() + self._window
+        enough = self._world  # so many answers may be of all ranks; the list itself is long
+        while True:
+            over = time.monotonic() > end
+            count = self._try(lambda: self._store.add(f"{key}/count", 0))
+            if over or count >= enough:
+                lines = self._try(lambda: self._store.get(f"{key}/answers")).decode().splitlines()
+                states = {state.rank: state for state in (State(*json.loads(line)) for line in lines)}
+                if over or len(states) == self._world:
+                    return [states[rank] for rank in sorted(states)]
+                enough = count + 1
             time.sleep(min(0.2, self._period))
-        lines = self._try(lambda: self._store.get(f"{self._prefix}/{number}/answers")).decode().splitlines()
-        return sorted((State(*json.loads(line)) for line in lines), key=lambda state: state.rank)
 
     def _verdict(self) -> Report | None:
         """Look for the verdict of the inquiry that this rank has answered."""
         key = f"{self._prefix}/{self._open}/verdict"
         if not self._try(lambda: self._store.check([key])):
             if time.monotonic() > self._since + 2 * self._window:
+                self._open = 0
                 raise Unreachable(VANISHED)
             return None
         text = self._try(lambda: self._store.get(key)).decode()
         number, self._open = self._open, 0
         if text == "go on":
+            self._again = time.monotonic() + self._rest
             return None
         return Report("", [], [], [], json.loads(text), mine=False, asked=number)
 
@@ -304,7 +321,7 @@ class Inquiry:
         thread.join(self._patience)
         if not results:
             by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            where = f"nothing answers at {self._name}, where the ranks meet"
+            where = f"nothing answers at {self._address}:{self._port}, where the ranks meet"
             raise Unreachable(where + " (torchrun's first process)" * by_torchrun, not by_torchrun)
         return results[0]
 

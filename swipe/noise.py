@@ -54,7 +54,8 @@ def key(seed: int, *identity: int) -> int:
 
 def _key_words(keys: Sequence[int], device: torch.device | str, dims: int) -> tuple[Tensor, Tensor]:
     """Split 64-bit keys into two int64 tensors of 32-bit words, shape [B, 1 x dims]."""
-    words = torch.tensor([[k & _LOW, (k >> 32) & _LOW] for k in keys], dtype=torch.int64, device=device)
+    words = torch.tensor([[k & _LOW, (k >> 32) & _LOW] for k in keys], dtype=torch.int64)
+    words = words.to(device, non_blocking=True)  # else the host would wait for the device in every microbatch
     shape = (len(keys), *([1] * dims))
     return words[:, 0].reshape(shape), words[:, 1].reshape(shape)
 

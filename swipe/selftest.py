@@ -25,6 +25,7 @@ from swipe.collectives import (
     Message,
     Pending,
     agree,
+    all_gather,
     all_reduce,
     all_to_all,
     broadcast,
@@ -98,7 +99,8 @@ class _Trial:
         world = self.groups.world
         for dtype in (torch.float32, torch.float64):
             self._sum(world, dtype, self.device)
-        self._sum(world, torch.float32, torch.device("cpu"))  # barriers go over CPUs
+        for group in world.levels or (world,):  # barriers go over CPUs
+            self._sum(group, torch.float32, torch.device("cpu"))
         told = tell(world, {"from": 0} if world.rank == 0 else None)
         self.kinds["broadcast of objects"] = None
         if told != {"from": 0}:
@@ -177,8 +179,8 @@ class _Trial:
     def saving(self) -> None:
         """The groups of CPUs that write checkpoints."""
         for group in self.groups.saving:
-            if group.size > 1:
-                self._sum(group, torch.float32, torch.device("cpu"), "sum for checkpoints")
+            for level in (group.levels or (group,)) if group.size > 1 else ():
+                self._sum(level, torch.float32, torch.device("cpu"), "sum for checkpoints")
 
     def _numbers(self, count: int, sender: int, receiver: int = 0, turn: int = 0) -> Tensor:
         """Make integers [count] that differ by sender, receiver and turn."""
@@ -199,11 +201,7 @@ class _Trial:
     def _gather(self, group: Group) -> None:
         each = max(1, self.count // group.size)
         own = self._numbers(each, group.rank).to(self.device, torch.float32)
-        got = torch.empty(each * group.size, device=self.device)
-        # The old names warn since torch 2.13, which brought the new ones.
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        with waiting(f"gathering of numbers over {group.name}", group):
-            gather(got, own, group=group.handle)
+        got = all_gather(own, group, "numbers")
         wanted = torch.cat([self._numbers(each, sender) for sender in range(group.size)])
         self._compare("gathering of weights", group, got, wanted)
 
@@ -211,6 +209,7 @@ class _Trial:
         each = max(1, self.count // group.size)
         parts = [(self._numbers(each, 0, to) + group.rank) for to in range(group.size)]
         got = torch.empty(each, device=self.device)
+        # Its newer name, where this torch has it; the older one warns there.
         scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         with waiting(f"reduction of numbers over {group.name}", group):
             scatter(got, torch.cat(parts).to(self.device, torch.float32), group=group.handle)

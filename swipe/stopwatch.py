@@ -21,13 +21,15 @@ import torch
 class Stopwatch:
     """Adds up the time spent in `computing`, until it is taken."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, on: bool = True) -> None:
         """Make one at zero.
 
         Args:
-            device: where the computation runs. Events are recorded on its current stream, and nothing is
-                waited for until `take`.
+            device: where the computation runs. Events are recorded on its current stream, and nothing is ever
+                waited for.
+            on: False: it measures nothing.
         """
+        self._on = on
         self._device = None if device.type == "cpu" else getattr(torch, device.type)
         self._seconds, self._crowded = 0.0, crowded()
         self._events: list[tuple[Any, Any]] = []
@@ -40,7 +42,9 @@ class Stopwatch:
             waits: it begins or ends with waiting for others on the device's own queue (for gathered weights,
                 or for reduced gradients), so on a device it is left out. A CPU can tell the two apart.
         """
-        if self._device is None:
+        if not self._on:
+            yield
+        elif self._device is None:
             before = runnable_s(self._crowded)
             yield
             self._seconds += runnable_s(self._crowded) - before
@@ -54,11 +58,13 @@ class Stopwatch:
             self._events.append((first, last))
 
     def take(self) -> float:
-        """Return the seconds counted since the last time; call it where the device has finished anyway."""
-        if self._events:
-            self._events[-1][1].synchronize()
-            self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
-            self._events = []
+        """Return the seconds counted since the last time; what a device has not finished counts next time."""
+        events, self._events = self._events, []
+        for first, last in events:
+            if last.query():
+                self._seconds += first.elapsed_time(last) / 1000
+            else:
+                self._events.append((first, last))
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 

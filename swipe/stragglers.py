@@ -5,11 +5,11 @@ Ranks of one stage (dp x wp x sp) do the same work on equally many tokens, so th
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from swipe.collectives import all_gather
 from swipe.groups import Groups
@@ -67,23 +67,21 @@ class Stragglers:
         world = self._groups.world
         mean = torch.tensor(self._total / self._steps, dtype=torch.float64)
         self._total, self._steps = 0.0, 0
-        slow = self.compare(all_gather(mean, world, "compute times").tolist())
+        slow = self.compare(all_gather(mean, world, "compute times"))
         before, self._before = self._before, {one.rank for one in slow}
         return [one for one in slow if one.rank in before]
 
-    def compare(self, seconds: Sequence[float]) -> list[Slow]:
-        """Find the slow ones among the mean times of all ranks."""
+    def compare(self, seconds: Tensor) -> list[Slow]:
+        """Find the slow ones among the mean times of all ranks [world]."""
         dims = self._groups.dims
-        stages: dict[int, list[int]] = defaultdict(list)
-        for rank in range(dims.world):
-            stages[dims.coordinate(rank).pp].append(rank)
+        times = seconds.view(-1, dims.pp, dims.sp)  # ranks are numbered that way: swipe/mesh.py
+        # Of two the faster one: the other may be slow.
+        medians = times.transpose(0, 1).flatten(1).median(1).values
+        limits = (medians * (1 + self._pct / 100))[:, None]
         slow = []
-        for stage, ranks in stages.items():
-            times = sorted(seconds[rank] for rank in ranks)
-            median = times[(len(times) - 1) // 2]  # of two the faster one: the other may be slow
-            for rank in ranks:
-                if seconds[rank] > median * (1 + self._pct / 100) > 0:
-                    slow.append(Slow(rank, self._hosts[rank], stage, seconds[rank], median))
+        for rank in ((times > limits) & (limits > 0)).flatten().nonzero().flatten().tolist():
+            stage = dims.coordinate(rank).pp
+            slow.append(Slow(rank, self._hosts[rank], stage, float(seconds[rank]), float(medians[stage])))
         return sorted(slow, key=lambda one: one.seconds / one.median, reverse=True)
 
 

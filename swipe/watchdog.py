@@ -4,7 +4,8 @@ A rank whose clock passes the limit of its phase asks all others what they are i
 rank is late, or does not answer, one line says which, in which operation and on which machine; stacks are
 written; and all ranks end. If whoever is waited for is still within its own limit, all go on.
 
-While steps are short nothing is sent: a rank listens only once it has been in one phase for a while.
+While steps are short nothing is sent: a rank listens only once it has been in one phase for a while. Ranks do
+so one after the other, since one process answers them all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 
 from swipe.collectives import expect_the_end
-from swipe.inquiry import UNKNOWN, Inquiry, Report, State, Unreachable, judge
+from swipe.inquiry import UNKNOWN, Inquiry, Report, State, Unreachable, conclude
 from swipe.whereabouts import whereabouts
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self._beat, self._stopped_s = time.monotonic(), 0.0  # see _stood_still
         self._phase, self._since, self._reading_since, self._read_s = "start", time.monotonic(), 0.0, 0.0
+        self._began = self._since  # the phase; its clock may have been started again since
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -79,7 +81,7 @@ class Watchdog:
 
     def phase(self, name: str) -> None:
         """Begin a phase, or begin it anew: its clock starts."""
-        self._phase = name
+        self._phase, self._began = name, time.monotonic()
         self.tick()
 
     def tick(self) -> None:
@@ -147,28 +149,28 @@ class Watchdog:
 
     def _watch(self) -> None:
         """Be the thread."""
-        inquiry: Inquiry | None = None
-        asked = 0.0
+        inquiry: Inquiry | None = None  # kept over phases: it knows what this rank has answered
+        turn = self._period * self._rank / self._world
+        due = 0.0  # when to look again
         while not self._end.wait(self._pause):
-            now = time.monotonic()
-            if now - self._since < self._quiet:
-                inquiry = None
+            now, listens = time.monotonic(), self._began + self._quiet
+            if now < listens:
                 continue
             state = self.state()
             expired = state.age_s > state.limit_s
             if self._world == 1:
                 if expired:
-                    self._finish(judge([state], 1, self._quiet, self.hosts) or Report.of([state], [], []))
+                    self._finish(conclude([state], 1, self._quiet, self.hosts) or Report.of([state], [], []))
                 continue
-            if not expired and now - asked < self._period:
+            if now < max(listens + turn, due):
                 continue
-            asked = now
+            due = now + self._period
             try:
                 inquiry = inquiry or Inquiry(self._rank, self._world, self._period, self._quiet)
                 if report := inquiry.take_part(self.state, expired, self.hosts):
                     self._finish(report, inquiry)
             except Unreachable as error:
-                inquiry, asked = None, now + state.limit_s / 20
+                due = time.monotonic() + state.limit_s / 20
                 if expired:
                     self._alone(state, error)
 

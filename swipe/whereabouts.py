@@ -73,8 +73,9 @@ def whereabouts(thread: int, since: float, reading: bool) -> tuple[str, float, b
 
 
 def _communicates(frame: FrameType) -> bool:
-    path = frame.f_code.co_filename.replace(os.sep, "/")
-    return "torch/distributed/" in path and "/checkpoint/" not in path
+    _, torchs, path = frame.f_code.co_filename.replace(os.sep, "/").rpartition("torch/distributed/")
+    # Those two compute, and leave for another file to communicate.
+    return bool(torchs) and not path.startswith(("checkpoint/", "tensor/"))
 
 
 def _place(frame: FrameType) -> str:

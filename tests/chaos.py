@@ -37,9 +37,9 @@ KINDS = (
     "kill a rank during a save",
     "kill all ranks during a save",
     "fill the disk",
-    "truncate the newest checkpoint",
-    "flip a byte of the newest checkpoint",
-    "remove a file of the newest checkpoint",
+    "kill all ranks, truncate the newest checkpoint",
+    "kill all ranks, flip a byte of the newest checkpoint",
+    "kill all ranks, remove a file of the newest checkpoint",
     "ask a rank to end",
     "stop a rank without a word",
 )
@@ -342,7 +342,9 @@ def chaos(
             if fault is None:
                 break
             faults.append(fault)
-            say(f"{len(faults):3} image {fault.at:5} {fault.kind}: {fault.complaint or fault.statuses}")
+            say(f"{len(faults):3}. at image {fault.at:5}: {fault.kind}; ranks end: {words(fault.statuses)}")
+            if fault.complaint:
+                say(f"     not as it should be: {fault.complaint}")
         said = run.finish()
         assert resumed_at(said) <= images
         (ours, log), (theirs, expected) = state(run_dir), state(root / "whole")
@@ -357,13 +359,23 @@ def chaos(
             subprocess.run(["umount", "-l", str(run_dir)], check=False)
 
 
+def words(statuses: list[int | None]) -> str:
+    """Put exit statuses into words: a signal killed it, or it did not end and was killed at last."""
+    names = [
+        "no end" if one is None else signal.Signals(-one).name if one < 0 else str(one) for one in statuses
+    ]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
 def summary(faults: list[Fault]) -> str:
     """Report the figure: faults survived of faults tried, and what they cost."""
     survived = [fault for fault in faults if not fault.complaint]
     lost = [fault.lost for fault in faults if fault.lost >= 0]
+    end = "differs from" if any(fault.kind == "the end" for fault in faults) else "is, bit for bit, that of"
     return (
-        f"{len(survived)} of {len(faults)} faults survived; images trained again: {max(lost, default=0)} at "
-        f"most, {sum(lost) / max(1, len(lost)):.1f} in the mean, with a checkpoint every {INTERVAL}"
+        f"{len(survived)} of {len(faults)} faults survived; the end {end} an undisturbed run; images trained "
+        f"again after a fault: {max(lost, default=0)} at most, {sum(lost) / max(1, len(lost)):.1f} in the "
+        f"mean, with a checkpoint every {INTERVAL}"
     )
 
 

@@ -247,6 +247,7 @@ def test_how_a_program_ended_is_written_down(tmp_path: Path) -> None:
     ):
         leave_with(error, tmp_path, run=Counted())
         assert ended(tmp_path) == expected
+        os.utime(tmp_path / ENDED, (0, 0))  # as if by an earlier process
     with ending(tmp_path, True):
         assert not (tmp_path / ENDED).exists()
     leave_with(ValueError("x"), tmp_path / "none")
@@ -267,6 +268,15 @@ def test_the_cause_is_kept_not_what_the_lead_makes_of_it(tmp_path: Path) -> None
     for error in (AgreedError("all"), CommunicationError("rank 3 waited"), Stopped("all")):
         leave_with(error, tmp_path, lead=False)
         assert not (tmp_path / ENDED).exists()
+
+
+def test_a_rank_that_fails_before_the_lead_is_there_is_heard(tmp_path: Path) -> None:
+    """It replaces the words of an earlier run; the lead, which comes and then misses it, leaves its own."""
+    leave_with(Stopped("of another run"), tmp_path)
+    os.utime(tmp_path / ENDED, (0, 0))
+    leave_with(ValueError("rank 3's flags"), tmp_path, lead=False)
+    leave_with(CommunicationError("rank 0 waited"), tmp_path)
+    assert ended(tmp_path)[:2] == (2, "rank 3's flags")
 
 
 def test_a_stop_is_said_before_any_rank_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

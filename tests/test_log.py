@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from aeris import log
 from aeris.interruption import Stopped
-from aeris.log import RunLog, run_program, status_of
+from aeris.log import RunLog, Speaker, run_program, status_of
 from swipe.collectives import AgreedError, CommunicationError
 
 
@@ -67,6 +69,74 @@ def test_too_little_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -
 def test_a_lost_rank_has_a_status_of_its_own() -> None:
     """A job script starts the same command again, without the machine that was lost."""
     assert status_of(CommunicationError("rank 1 waited")) == status_of(ConnectionResetError()) == 76
+
+
+class AcceleratorError(RuntimeError):
+    """Named as torch names its error of a device."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AcceleratorError("uncorrectable ECC error encountered\nCompile with TORCH_USE_CUDA_DSA"),
+        RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+        RuntimeError("HIP error: hipErrorIllegalState"),
+        RuntimeError("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)"),
+    ],
+)
+def test_a_broken_device_is_a_lost_rank_that_is_named(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line that `launch job` can map to a machine, and with its status; it need not shut down."""
+    from launch.verdict import suspects
+
+    monkeypatch.setattr(log, "speaker", Speaker(3, 8))
+    monkeypatch.setattr(Speaker, "wait_for_turn", lambda speaker: None)
+    monkeypatch.setattr(log.os, "_exit", sys.exit)
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    said = capsys.readouterr().err
+    assert caught.value.code == 76 and said.count("\n") == 1
+    assert said.startswith(f"error: rank 3: {type(error).__name__}: ") and said.count("rank 3") == 1
+    assert list(suspects(said.splitlines(), ["a", "b", "c", "d"], 2)) == ["b"]
+
+
+def test_what_another_device_would_have_too_is_no_broken_device() -> None:
+    """A bug, and too little memory, whatever class torch gives them."""
+    assert status_of(AcceleratorError("CUDA error: device-side assert triggered")) == 1
+    assert status_of(AcceleratorError("CUDA error: out of memory")) == 2
+    assert status_of(RuntimeError("level_zero: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY")) == 2
+    assert status_of(RuntimeError("shape mismatch")) == status_of(ZeroDivisionError("x")) == 1
+
+
+def test_a_bug_on_one_of_several_ranks_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the traceback, in one line."""
+    monkeypatch.setattr(log, "speaker", Speaker(0, 8))
+
+    def main() -> None:
+        raise RuntimeError("shapes\ndiffer")
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    said = capsys.readouterr().err
+    assert caught.value.code == 1 and said.startswith("Traceback") and "in main" in said
+    assert said.endswith("\nerror: rank 0: RuntimeError: shapes\n")
+
+
+def test_ranks_speak_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 at once; of 120,960 ranks few within the seconds a launcher needs, and all within ten."""
+    waits: list[float] = []
+    monkeypatch.setattr(log.time, "sleep", waits.append)
+    for rank in range(120_960):
+        Speaker(rank, 120_960).wait_for_turn()
+    assert len(waits) == 120_959 and waits == sorted(waits) and waits[0] == 1.0 and waits[-1] < 10
+    assert sum(wait <= 2.0 for wait in waits) == 4
 
 
 def test_torchrun_is_told_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from aeris import dumps, spikes, train
-from aeris.config import FaultConfig, RunConfig
+from aeris.config import FaultConfig, RunConfig, TrainFaults
 from aeris.dumps import directory, dump_step
 from aeris.parallelize import choose_degrees, take_seat
 from aeris.reading import ImageOrder, read_samples
@@ -33,8 +33,8 @@ from tests.test_train import CPU, go, records, small
 NAN = float("nan")
 
 
-def judge(limit: int = 20, spike: float = 6.0, batch: int = 2) -> Spikes:
-    """Return a judge without a history."""
+def decider(limit: int = 20, spike: float = 6.0, batch: int = 2) -> Spikes:
+    """Return one without a history."""
     return Spikes(FaultConfig(spike=spike, limit=limit), batch)
 
 
@@ -46,47 +46,47 @@ def losses(count: int, seed: int = 0) -> list[float]:
 
 def test_a_spike_is_told_and_nothing_else() -> None:
     """A loss of twice its neighbours is one; scatter, a fall and a rise within it are not."""
-    found = judge()
-    assert [found.judge(loss, 1.0) for loss in losses(1000)] == [""] * 1000
+    found = decider()
+    assert [found.decide(loss, 1.0) for loss in losses(1000)] == [""] * 1000
     before = found.state()["log_loss"]
     level = losses(1001)[-1]
-    assert found.judge(2.5 * level, 1.0) == "spike" and found.judge(1e-6 * level, 1.0) == ""
+    assert found.decide(2.5 * level, 1.0) == "spike" and found.decide(1e-6 * level, 1.0) == ""
     assert found.taken == 1001 and found.steps == 1002
-    again = judge()
+    again = decider()
     for loss in losses(1000):
-        again.judge(loss, 1.0)
-    again.judge(2.5 * level, 1.0)
+        again.decide(loss, 1.0)
+    again.decide(2.5 * level, 1.0)
     assert again.state()["log_loss"] == before, "a spike teaches nothing"
 
 
 def test_without_a_history_or_a_setting_only_non_finite_steps_are_skipped() -> None:
     """The first hundred steps, and --faults.spike 0."""
-    new, never = judge(), judge(spike=0.0)
+    new, never = decider(), decider(spike=0.0)
     for loss in losses(FIRST - 1):
-        assert new.judge(loss, 1.0) == never.judge(loss, 1.0) == ""
-    assert new.judge(1e3, 1.0) == "" and never.judge(1e9, 1.0) == ""
+        assert new.decide(loss, 1.0) == never.decide(loss, 1.0) == ""
+    assert new.decide(1e3, 1.0) == "" and never.decide(1e9, 1.0) == ""
     for pair in ((NAN, 1.0), (math.inf, 1.0), (1.0, NAN), (1.0, math.inf)):
-        assert new.judge(*pair) == never.judge(*pair) == "non-finite"
-    assert never.in_a_row == 4 and never.judge(1.0, 1.0) == "" and never.in_a_row == 0
-    same = judge()
-    assert [same.judge(1.0, 1.0) for _ in range(200)] == [""] * 200
-    assert same.judge(1.05, 1.0) == "" and same.judge(1.07, 1.0) == "spike", "6 times a percent"
-    assert same.judge(0.0, 1.0) == "", "a loss of 0 has no logarithm and is no spike"
+        assert new.decide(*pair) == never.decide(*pair) == "non-finite"
+    assert never.in_a_row == 4 and never.decide(1.0, 1.0) == "" and never.in_a_row == 0
+    same = decider()
+    assert [same.decide(1.0, 1.0) for _ in range(200)] == [""] * 200
+    assert same.decide(1.05, 1.0) == "" and same.decide(1.07, 1.0) == "spike", "6 times a percent"
+    assert same.decide(0.0, 1.0) == "", "a loss of 0 has no logarithm and is no spike"
 
 
 def test_what_breaks_early_does_not_hide_what_follows() -> None:
     """Three losses a million times too large before the first spike can be told, and one after."""
-    found, values = judge(), losses(FIRST + 10)
+    found, values = decider(), losses(FIRST + 10)
     for number, loss in enumerate(values):
-        assert found.judge(1e6 if number in (30, 50, 90) else loss, 1.0) == ""
-    assert found.judge(5.0 * values[-1], 1.0) == "spike"
+        assert found.decide(1e6 if number in (30, 50, 90) else loss, 1.0) == ""
+    assert found.decide(5.0 * values[-1], 1.0) == "spike"
 
 
 def test_mean_and_deviation_are_those_of_their_definition() -> None:
     """Against weights of 0.5 ** (age / half-life), summed at once."""
-    found, values = judge(), losses(700)
+    found, values = decider(), losses(700)
     for loss in values:
-        found.judge(loss, 1.0)
+        found.decide(loss, 1.0)
     weight = 0.5 ** (np.arange(len(values))[::-1] / HALFLIFE)
     mean = np.average(np.log(values), weights=weight)
     std = math.sqrt(np.average((np.log(values) - mean) ** 2, weights=weight))
@@ -96,38 +96,38 @@ def test_mean_and_deviation_are_those_of_their_definition() -> None:
 def test_a_state_goes_through_json_and_changes_nothing() -> None:
     """The same bits after a restart anywhere; the losses of another batch are forgotten, not the skips."""
     values = [*losses(150), NAN, *losses(50, 1), 9.0, *losses(100, 2)]
-    whole = judge()
+    whole = decider()
     for number, loss in enumerate(values):
-        whole.judge(loss, 1.0)
+        whole.decide(loss, 1.0)
         if number in (20, 150, 201):
-            resumed = judge()
+            resumed = decider()
             resumed.load_state(json.loads(json.dumps(whole.state())))
             whole = resumed
-    straight = judge()
+    straight = decider()
     for loss in values:
-        straight.judge(loss, 1.0)
+        straight.decide(loss, 1.0)
     assert whole.state() == straight.state() and whole.state()["skipped"] == [151, 202]
-    other = judge(batch=4)
+    other = decider(batch=4)
     other.load_state(whole.state())
     assert (other.taken, other.steps) == (0, len(values)) and other.state()["skipped"] == [151, 202]
-    fresh = judge()
+    fresh = decider()
     fresh.load_state(None)  # of a checkpoint of an older version
-    assert fresh.state() == judge().state()
+    assert fresh.state() == decider().state()
 
 
 def test_too_many_skipped_steps_stop_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     """The limit counts the last thousand steps, of both kinds; it names the numbers and where to look."""
-    found = judge(limit=3)
+    found = decider(limit=3)
     skipped = {"images_seen": 10, "loss": NAN, "grad_norm": 1.0, "skip": "non-finite"}
 
     def skip() -> None:
-        assert found.judge(NAN, 1.0) == "non-finite"
+        assert found.decide(NAN, 1.0) == "non-finite"
         found.report(skipped, "run/faults")
 
     skip()
     assert "image 10: non-finite step skipped (loss nan, gradient norm 1), 1 of" in capsys.readouterr().out
     for _ in range(WINDOW):
-        found.judge(1.0, 1.0)
+        found.decide(1.0, 1.0)
         found.report({"images_seen": 12, "loss": 1.0})
     assert not capsys.readouterr().out
     skip()
@@ -243,7 +243,7 @@ def test_the_limit_stops_training(tmp_path: Path) -> None:
         train.train(run)
     run.checkpoints.wait()
     assert [path.name[-2:] for path in checkpoint.complete(directory(tmp_path))] == ["02", "06", "10"]
-    assert go(dataclasses.replace(config, faults=FaultConfig(limit=9)), tmp_path).images_seen == 24
+    assert go(dataclasses.replace(config, faults=TrainFaults(limit=9)), tmp_path).images_seen == 24
 
 
 def step_with_a_bad_rank(run_dir: Path, config: RunConfig) -> tuple[list[dict], list[str], bool]:

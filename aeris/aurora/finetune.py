@@ -32,21 +32,18 @@ from aeris.aurora.training.run import (
 from aeris.aurora.training.starting_weights import Start, build, find_start
 from aeris.aurora.training.step import train_step, training_scores, validate
 from aeris.aurora.variants import VARIANTS
-from aeris.config import save
 from aeris.guards import Guards
 from aeris.log import RunLog, TrainingLine, console, run_program, speaker
-from aeris.optim import check_finite
 from aeris.rates import Rates
 from aeris.reading import ImageOrder
-from aeris.run_directory import check_same_command, ending, make_directories, parting
+from aeris.run import Record, carry_through, claim, meet
 from aeris.startup import clock
-from launch.rank import discover, export
+from launch.rank import discover
 from swipe import checkpoint
-from swipe.backend import choose_device, describe, keep_freed_memory, start
+from swipe.backend import choose_device, describe
 from swipe.collectives import together
 from swipe.groups import check_shard
 from swipe.mesh import ParallelDims
-from swipe.selftest import self_test
 
 
 @dataclass(frozen=True)
@@ -122,51 +119,28 @@ def prepare(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     checked = check_all(config, run_dir, world)
     device = choose_device(device_name)
-    clock.mark("settings")
-    start(device, config.parallel.timeout_s)
-    if guards is not None:
-        guards.requests.begin()
-    clock.mark("rendezvous")
+    meet(device, config.parallel.timeout_s, guards)
     seat = take_seat(config, world, rank, device)
-    clock.mark("groups")
-    with together(seat.groups.world):
-        places = ("data.paths", "data.static", "weights")
-        check_same_command(config, seat.groups.world, rank, places, configs.FLAGS)
-        if seat.lead:
-            make_directories(run_dir)
+    claim(config, run_dir, seat.groups, ("data.paths", "data.static", "weights"), configs.FLAGS)
     run = FineTuning(config, run_dir, checked.data, seat, checked.start, guards)
-    clock.mark("model")
-    tested = self_test(seat.groups, device) if config.parallel.self_test else ""
-    clock.mark("self test")
-    with together(seat.groups.world):
-        resumed = run.resume()
-        if seat.lead:
-            save(config, run_dir / "config.json")
-    clock.mark("checkpoint")
-    introduce(run, checked, tested, resumed)
+    run.begin(introduction(run, checked), otherwise=f"starting from {checked.start or 'fresh weights'}")
     return run
 
 
-def introduce(run: FineTuning, checked: Checked, tested: str, resumed: bool) -> None:
-    """Say what is trained, on what, and from where."""
+def introduction(run: FineTuning, checked: Checked) -> list[str]:
+    """Say what is trained, and on what."""
     config, world, device = run.config, run.seat.world, run.device
     ranks = f"{world} ranks, {device.type}" if world > 1 else str(device)
     aurora, dtype = computed_in(config, device)
     precision = "bf16 autocast" if aurora.autocast else str(dtype).removeprefix("torch.")
-    console.print(
+    lines = [
         f"{run.run_dir}: {config.variant}, {checked.trained:,} of {checked.parameters:,} parameters trained, "
-        f"{precision}, {ranks}, {describe()}"
-    )
-    if config.optimizer.offload != "none":
-        console.print(f"AdamW: {run.optimizer}")
-    console.print(f"{len(checked.data.training):,} samples of {' '.join(config.data.paths)}")
-    if checked.data.weather.left_out:
-        console.print(f"{checked.data.weather.left_out:,} times are left out: a variable is missing there")
-    if resumed:
-        done = "trained already" if run.images_seen >= config.train.images else "resuming"
-        console.print(f"{done} at image {run.images_seen:,} of {config.train.images:,}")
-    else:
-        console.print(f"starting from {checked.start or 'fresh weights'}")
+        f"{precision}, {ranks}, {describe()}",
+        f"{len(checked.data.training):,} samples of {' '.join(config.data.paths)}",
+    ]
+    if left_out := checked.data.weather.left_out:
+        lines.append(f"{left_out:,} times are left out: a variable is missing there")
+    return lines
 
 
 def due(run: FineTuning, every: int, end: int) -> bool:
@@ -184,8 +158,7 @@ def train(run: FineTuning) -> None:
         OSError: a checkpoint or record cannot be written, data cannot be read, or a rank is lost.
     """
     config, settings, seat = run.config, run.config.train, run.seat
-    updates = max(0, -(-(settings.images - run.images_seen) // settings.batch))
-    end = run.images_seen + updates * settings.batch
+    updates, end = run.left()
     images = ImageOrder(run.images_seen, end, settings.microbatch, seat.world, seat.rank)
     pin_memory = run.device.type != "cpu"
     if run.replay:
@@ -198,39 +171,33 @@ def train(run: FineTuning) -> None:
     path = run.run_dir / "log.jsonl" if seat.lead else None
     with line.bar, RunLog(path, run.images_seen or -1) as log:
         if run.images_seen == 0:
-            judge(run, log)
+            log_validation(run, log)
             clock.mark("validation")
         for update in range(1, updates + 1):
             record = train_step(run, samples)
             clock.finish("first step", run.run_dir, seat.world, seat.lead)
-            check_finite(run.model, seat.groups.world, run.skipped_in_a_row, settings.nonfinite_limit)
-            run.spikes.report(record)
-            run.guards.compare(record)
-            if "skip" not in record:
-                line.smooth(record["loss"])
-            if update % settings.log_every == 0 or update == updates:
-                speed = rates.since_last(run.images_seen)
-                log.write(record | {name: speed[name] for name in ("images_per_s", "data_wait")})
-                line.show(run.images_seen, f"{speed['images_per_s']:.2f} img/s data {speed['data_wait']:.0%}")
-            elif "skip" in record or "slow" in record:
-                log.write(record)
+            run.report(record)
+            regular = update % settings.log_every == 0 or update == updates
+            run.note(record, speed(rates, run.images_seen) if regular else {}, log, line, said)
             if config.validate.every_images and due(run, config.validate.every_images, end):
-                judge(run, log)
-            asked = run.settled.save or run.settled.stop
-            if asked or due(run, config.checkpoint.every_images, end):
-                run.guards.phase("save")
-                run.save()
-            run.checkpoints.check()
-            if run.settled.stop:
+                log_validation(run, log)
+            if run.end_step(due(run, config.checkpoint.every_images, end)):
                 break
-            run.guards.phase("step")
-        run.guards.phase("save")
-        run.checkpoints.wait()
-    if run.images_seen < end:
-        raise run.guards.requests.obeyed(run.images_seen)
+        run.close(end)
 
 
-def judge(run: FineTuning, log: RunLog) -> None:
+def speed(rates: Rates, images_seen: int) -> Record:
+    """Return those rates since the last call that are known of Aurora: FLOPs are not."""
+    found = rates.since_last(images_seen)
+    return {name: found[name] for name in ("images_per_s", "data_wait")}
+
+
+def said(rates: Record) -> str:
+    """Put rates into words."""
+    return f"{rates['images_per_s']:.2f} img/s data {rates['data_wait']:.0%}"
+
+
+def log_validation(run: FineTuning, log: RunLog) -> None:
     """Validate, and write the scores of validation and of the training since the last time."""
     if run.data.validation is None:
         return
@@ -277,7 +244,7 @@ def main() -> None:
     """Run the program."""
     clock.begin("imports")
     ranks = discover(os.environ)
-    speaker.take_turn(ranks.rank)
+    speaker.take_turn(ranks.rank, ranks.world)
     with speaker.hush():
         arguments = parse(sys.argv[1:])
     if arguments.dry_run:
@@ -287,19 +254,19 @@ def main() -> None:
         if speaker.rank == 0:
             print(json.dumps(about, indent=1))
         return
-    keep_freed_memory()
-    export(ranks)
-    config, run_dir, lead = arguments.config, arguments.run_dir, ranks.rank == 0
-    guards = Guards(run_dir, config.checkpoint.every_minutes, lead)
-    with ending(run_dir, lead) as end, guards.on_duty(config.faults, ranks.rank, ranks.world):
-        end.run = run = prepare(config, run_dir, arguments.device, guards)
-        with parting(run.seat.groups.world, end):
-            train(run)
-            with together(run.seat.groups.world):
-                run.export(run_dir / "weights.pt")
-            if lead:
-                plot(run_dir)
-            console.print(f"trained on {run.images_seen:,} images; weights in {run_dir / 'weights.pt'}")
+    config, run_dir = arguments.config, arguments.run_dir
+
+    def work(run: FineTuning) -> None:
+        train(run)
+        with together(run.groups.world):
+            run.export(run_dir / "weights.pt")
+        if run.seat.lead:
+            plot(run_dir)
+        console.print(f"trained on {run.images_seen:,} images; weights in {run_dir / 'weights.pt'}")
+
+    carry_through(
+        ranks, config, run_dir, lambda guards: prepare(config, run_dir, arguments.device, guards), work
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:USR1@900
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 # shellcheck source=launch/slurm/env/lumi.sh

@@ -15,7 +15,6 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=01:00:00
-#SBATCH --signal=B:USR1@900
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 export NODES="${NODES:-1}"

@@ -19,6 +19,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --mem=0
+#SBATCH --no-kill
 #SBATCH --time=01:00:00
 #SBATCH --signal=B:USR1@900
 set -euo pipefail

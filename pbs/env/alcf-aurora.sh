@@ -15,7 +15,7 @@ fi
 set -u
 
 # [site] A rank has sockets and memory handles to many others; the default of 1024 files is not enough.
-ulimit -n 524288 || echo "ulimit -n stays at $(ulimit -n): many ranks may run out of files" >&2
+ulimit -n "$(ulimit -Hn)"
 
 # --- this project ------------------------------------------------------------------------------------------
 # [ours] Packages in a home directory would be searched first, by every rank, on a small file system.
@@ -40,6 +40,8 @@ export CCL_KVS_MODE=mpi
 export CCL_WORKER_AFFINITY=1,9,17,25,33,41,53,61,69,77,85,93
 # With torch 2.8 only, sends and receives got stuck (pytorch issue 156782); these two helped there:
 #   export CCL_SEND=direct CCL_RECV=direct
+
+# If a start fails with "No VNIs available": starter=("mpiexec", "--pmi=pmix", "--no-vni") in launch/machines.py
 
 # --- libfabric ---------------------------------------------------------------------------------------------
 # [site] How the cache of registered memory learns that memory was freed: from the kernel. Where that gives

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from aeris import run as run_module
 from aeris.aurora import finetune
 from aeris.aurora.training.config import FineTuneConfig
 from aeris.aurora.training.run import FineTuning
@@ -30,7 +31,7 @@ def prepare(config: FineTuneConfig, run_dir: Path) -> FineTuning:
     """Prepare a run as the program does, on one of the ranks of `run_distributed` or alone."""
     if dist.is_initialized():
         os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
-        finetune.start = lambda device, timeout_s: None  # type: ignore[assignment]
+        run_module.start = lambda device, timeout_s: None  # type: ignore[assignment]
     return finetune.prepare(config, run_dir, "cpu")
 
 

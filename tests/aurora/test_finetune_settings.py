@@ -218,6 +218,23 @@ def test_errors_name_flags_that_exist(
     assert [name for name in names if flag(name, configs.FLAGS) not in flags] == []
     assert set(configs.FLAGS) <= set(names)
     assert get_args(configs.Checkpointing) == tuple(POLICIES)
+    assert "--faults.spike" in flags and "--faults.dumps" not in flags, "no flag that does nothing"
+
+
+def test_the_start_says_what_the_self_test_found(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    weather: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    """And not that it was left out."""
+    monkeypatch.setattr("aeris.run.self_test", lambda groups, device, pipeline: "9 kinds checked")
+    config = small("one-step", weather, weights="fresh")
+    finetune.prepare(config, tmp_path / "a", "cpu")
+    assert "\n9 kinds checked\nstarting from fresh weights\n" in capsys.readouterr().out
+    without = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, self_test=False))
+    finetune.prepare(without, tmp_path / "b", "cpu")
+    assert "kinds checked" not in capsys.readouterr().out
 
 
 def test_what_trains_all_weights_has_no_adapters() -> None:

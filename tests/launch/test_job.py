@@ -62,9 +62,9 @@ def test_gives_up_without_progress_only(told: Told) -> None:
     assert len(told.calls) == 7  # one, two with progress, then one and three restarts
     assert "4 attempts in a row brought nothing new" in told.said
     told.on(0, "checkpoint(6 + len(list(run.glob('checkpoints/*')))); ended(74)")
-    assert told.job(*LOCAL, "--restarts", "5") == exits.IO
-    assert len(told.calls) == 7 + 6
-    assert (told.run / "job" / "attempt_13.log").exists()  # numbers go on from job to job
+    assert told.job(*LOCAL, "--restarts", "1") == exits.IO
+    assert len(told.calls) == 7 + 2
+    assert (told.run / "job" / "attempt_9.log").exists()  # numbers go on from job to job
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,17 @@ def test_gives_up_without_progress_only(told: Told) -> None:
         ("b.hsn: rank 3 died from signal 15\na.hsn: rank 1 died from signal 9", ""),
         ("b.hsn: rank 2 died from signal 15\n" * 9 + "RPC timeout from a", "a"),
         ("error: rank 1 waited in the all-reduce with rank 3, and that failed", ""),
+        ("b.hsn: rank 3 died from signal 11 and dumped core\na.hsn: rank 1 died from signal 15", "b"),
+        ("b.hsn: rank 3 died from signal 6", "b"),
+        ("b.hsn: rank 3 died from signal 7", "b"),
+        ("a.hsn: rank 1 died from signal 15\nb.hsn: rank 3 died from signal 11", ""),
+        ("srun: error: b: task 3: Segmentation fault (core dumped)", "b"),
+        ("srun: error: b: task 3: Out Of Memory", "b"),
+        ("srun: error: b: tasks 2-3: Aborted", "b"),
+        ("srun: error: a: task 1: Exited with exit code 76", ""),
+        ("error: rank 1: cannot save part 1: No space left on device", ""),  # of a file system that all share
+        ("error: rank 1: [Errno 122] Disk quota exceeded: 'part'", ""),
+        ("error: a could not be staged: No space left on device", "a"),
         ("ping failed on z and on abc, not b-1", ""),
     ],
 )
@@ -91,6 +102,13 @@ def test_hosts_that_a_failure_began_on(line: str, blamed: str) -> None:
     assert len(kept) <= 2
     found = verdict.suspects(kept, ["a.hsn", "b.hsn"], 2)
     assert " ".join(found) == " ".join(f"{host}.hsn" for host in blamed.split())
+
+
+def test_a_crash_of_all_is_no_hosts_fault() -> None:
+    hosts = [f"x{number}" for number in range(40)]
+    crashes = [f"{host}: rank {rank} died from signal 6" for rank, host in enumerate(hosts)]
+    assert list(verdict.suspects(crashes[:3], hosts, 1)) == hosts[:3]
+    assert list(verdict.suspects([*crashes, "ping failed on x7"], hosts, 1)) == ["x7"]
 
 
 def test_spares_run_out(told: Told) -> None:
@@ -146,16 +164,45 @@ def test_output_alone_is_no_progress(told: Told, monkeypatch: pytest.MonkeyPatch
     assert "output, but neither a record" in told.said
 
 
-def test_staged_before_it_starts(told: Told, tmp_path: Path) -> None:
-    """On the very hosts of the attempt; one whose disk is full is replaced."""
+def test_staged_before_it_is_measured(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once over all hosts, and what measures them uses it; one whose disk is full is left out."""
     (tmp_path / "env.tar.sha256").write_text("0123456789abcdef0000  env.tar\n")
-    told.on(1, "say('error: b could not be staged: No space left on device'); sys.exit(74)")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "2000.h5").write_bytes(bytes(2**20))
+    measured = []
+
+    def examine(machine: object, hosts: list[str], ranks: int, **how: object) -> dict[str, str]:
+        measured.append((" ".join(hosts), how["python"], how["file"]))
+        return {}
+
+    monkeypatch.setattr(preflight, "examine", examine)
+    full = "error: b could not be staged: No space left on device"
+    told.on("stage", f"if 'b.hsn' in hosts: say('{full}'); sys.exit(74)")
+    told.on(1, "say('ping failed on a'); ended(76)")
     told.on(2, "ended(0)")
-    assert told.job(*AURORA, "--stage", str(tmp_path / "env.tar")) == exits.DONE
-    failed, staged, started = (" ".join(call) for call in told.calls)
-    assert "-n 2 --ppn 1 --hostfile" in failed and f"-m launch stage {tmp_path / 'env.tar'} /" in failed
-    assert f"{told.run}/job/hosts.2" in staged and told.hosts(2) == "a.hsn c.hsn"
-    assert f"/aeris-{os.getuid()}/0123456789abcdef/bin/python -m aeris.train tiny" in started
+    words = ("aeris.train", "--run-dir", str(told.run), "--data.store", str(tmp_path / "data"))
+    assert told.job(*AURORA, "--stage", str(tmp_path / "env.tar"), words=words) == exits.DONE
+    python = f"/aeris-{os.getuid()}/0123456789abcdef/bin/python"
+    ((hosts, used, file),) = measured
+    assert hosts == "a.hsn c.hsn d.hsn" and str(used).endswith(python)
+    assert file == tmp_path / "data" / "2000.h5"
+    failed, staged, first, again, second = (" ".join(call) for call in told.calls)
+    assert "-n 4 --ppn 1 --hostfile" in failed and f"-m launch stage {tmp_path / 'env.tar'} /" in failed
+    assert "-n 3 --ppn 1" in staged and f"{python} -m aeris.train" in first
+    assert (
+        "-m launch stage" in again and f"{told.run}/job/hosts.2" in again
+    )  # what a restart finds is unknown
+    assert f"{python} -m aeris.train" in second
+    assert (told.hosts(1), told.hosts(2)) == ("a.hsn c.hsn", "c.hsn d.hsn")
+
+
+def test_hosts_that_cannot_be_staged_are_not_measured(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "env.tar.sha256").write_text("0123456789abcdef0000  env.tar\n")
+    told.on("stage", "say('error: the archive is damaged'); sys.exit(74)")
+    told.on(0, "sys.exit(74)")
+    assert told.job(*AURORA, "--stage", str(tmp_path / "env.tar"), "--restarts", "0") == exits.IO
+    assert "says nothing of the hosts: the hosts could not be staged: status 74" in told.said
+    assert len(told.calls) == 2  # over all hosts, and of the attempt
 
 
 @pytest.mark.parametrize(
@@ -167,6 +214,7 @@ def test_staged_before_it_starts(told: Told, tmp_path: Path) -> None:
         ((), ("aeris.train", "tiny"), "--run-dir is missing"),
         (("--run-dir", "y"), ("aeris.train", "--run-dir", "x"), "leave out the job's"),
         (("--stage", "absent.tar"), (), "absent.tar.sha256 is missing"),
+        (("--preflight-file", "absent.h5"), (), "--preflight-file absent.h5: there is no such file"),
     ],
 )
 def test_refused_before_anything_starts(

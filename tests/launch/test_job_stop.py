@@ -42,7 +42,11 @@ def test_a_person_ends_the_chain(told: Told, number: signal.Signals, status: int
     thread = later(lambda: os.kill(os.getpid(), number), lambda: told.calls)
     assert told.job(*AURORA, "--resubmit", "again.sh") == status
     thread.join()
-    assert f"ends by {number.name}" in told.said and not (told.directory / "qsub").exists()
+    doubt = (
+        "PBS sends it when a node dies, too; if it was not you: submit again, or use python -m launch submit"
+    )
+    assert f"ends by {number.name}" in told.said and (doubt in told.said) == (number == signal.SIGTERM)
+    assert not (told.directory / "qsub").exists()
 
 
 def test_launch_stop(told: Told) -> None:
@@ -54,6 +58,24 @@ def test_launch_stop(told: Told) -> None:
     told.on(2, "ended(0)")  # and the request is not there for the next one
     assert told.job(*AURORA) == exits.DONE
     assert run_main(["stop", str(told.directory)]) == exits.MISTAKE
+
+
+def test_launch_stop_while_the_job_waits_in_the_queue(told: Told) -> None:
+    """It ends as it starts; the request is used up then, and said to be there until then."""
+    (told.run / "job").mkdir(parents=True)
+    assert run_main(["stop", str(told.run)]) == exits.DONE
+    assert told.job(*AURORA, "--resubmit", "again.sh") == exits.STOPPED
+    assert f"the next as it starts (rm {told.run / 'job' / 'stop'} takes it back)" in told.said
+    assert told.calls == [] and "ends by python -m launch stop" in told.said
+    assert not list(told.run.rglob("stop")) and not (told.directory / "qsub").exists()
+
+
+def test_a_program_that_cannot_be_asked_has_all_the_time(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job.machines.Machine, "seconds_left", lambda self, environ: 5.0)
+    told.on(1, "time.sleep(0.3)")
+    words = ("aeris.forecast", "somewhere")
+    assert told.job(*AURORA, "--margin-s", "4.9", "--run-dir", str(told.run), words=words) == exits.DONE
+    assert told.job(*AURORA, "--margin-s", "4.9") == exits.STOPPED
 
 
 def test_a_stop_file_by_hand_is_obeyed(told: Told) -> None:

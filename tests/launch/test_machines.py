@@ -115,8 +115,12 @@ def test_submission_word_for_word() -> None:
     start = "qsub -A climate -q prod -l select=5 -l walltime=01:30:00".split()
     assert line == [*start, *resources, "-v", "RUN_DIR=a b,FLAGS=--x=1 --y 2", "s.sh"]
     line = LUMI.submission("s.sh", 5, 172800, "standard-g", "", {"NODES": "4"})
-    flags = "--ntasks-per-node=8 --gpus-per-node=8 --exclusive --mem=0 --export=ALL,NODES=4 s.sh"
+    flags = "--ntasks-per-node=8 --gpus-per-node=8 --exclusive --mem=0 --no-kill --export=ALL,NODES=4 s.sh"
     assert line == f"sbatch --partition=standard-g --nodes=5 --time=48:00:00 {flags}".split()
+    line = AURORA.submission("s.sh", 5, 5400, "prod", after="7.aurora-pbs-0001")
+    assert line == [*start[:1], *start[3:], *resources, "-W", "depend=afterany:7.aurora-pbs-0001", "s.sh"]
+    line = LUMI.submission("s.sh", 5, 60, "standard-g", after="7")
+    assert line[-3:] == ["--dependency=afterany:7", "--export=ALL", "s.sh"]
     for value in ("a,b", "it's", 'say "x"', "a\\b", "a\nb"):
         with pytest.raises(ValueError, match="RUN_DIR is .* cannot travel"):
             AURORA.submission("s.sh", 5, 60, "prod", "", {"RUN_DIR": value})
@@ -189,7 +193,7 @@ def test_where_ranks_meet_without_mpi(tmp_path: Path) -> None:
     assert first_host({**PBS, "PBS_NODEFILE": str(nodes)}) == "x7.hostmgmt.cm" and first_host({}) == ""
     assert first_host({"SLURM_JOB_NODELIST": "n[1-4]", "SLURM_STEP_NODELIST": "n[3-4]"}) == "n3"
     # On Aurora a host is named by another network than the fast one.
-    assert meeting_name("x7.hostmgmt.cm", PBS) == "x7.hsn.cm.aurora.alcf.anl.gov"
+    assert meeting_name("x7.hostmgmt.cm", PBS) == "x7.hsn.cm.aurora.alcf.anl.gov" == AURORA.address("x7.y")
     assert (
         meeting_name("x7.hostmgmt.cm", {})
         == "x7.hostmgmt.cm"

@@ -326,6 +326,23 @@ def test_the_command_prints_every_rank() -> None:
     assert len({line.rpartition(":")[2] for line in lines}) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_ranks_may_open_as_many_files_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 524288))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append((kind, limits)))
+    export(Ranks())
+    assert asked == [(resource.RLIMIT_NOFILE, (524288, 524288))]
+
+    def refuse(kind: int, limits: tuple[int, int]) -> None:
+        raise ValueError("not so many")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    export(Ranks())
+
+
 def test_it_is_light() -> None:
     code = "import sys, launch.rank; print([n for n in ('torch', 'mpi4py', 'numpy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -1,7 +1,7 @@
 """Job scripts: shellcheck, the same words as `launch submit`, and every one run under pretended schedulers.
 
-The shims (tests/launch/shims) execute the very commands: small runs on two ranks, large ones as dry runs
-whose mesh must have the ranks of the command line.
+The shims (tests/launch/shims) execute the very commands of small runs on two ranks, and of two large
+ones as dry runs; the words of the others are tried here: the mesh must have the ranks of the command line.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+import aeris.config
+from aeris import forecast, train
+from aeris.data import convert
+from aeris.parallelize import choose_degrees
+from benchmarks import weak_scaling
+from launch.__main__ import run_main
 from launch.layouts import LAYOUTS
 from launch.machines import MACHINES, SETTINGS
 
@@ -26,18 +33,18 @@ SHIMS = ROOT / "tests" / "launch" / "shims"
 PBS, SLURM = sorted((ROOT / "pbs").glob("*.sh")), sorted((ROOT / "launch" / "slurm").glob("*.sh"))
 BESIDE = [*(ROOT / "pbs" / "env").glob("*.sh"), *(ROOT / "launch" / "slurm" / "env").glob("*.sh")]
 SMALL = "--train.images 4 --checkpoint.every-images 2 --device cpu"
-# Script -> settings to run it with, beside a run directory; "ranks" makes it a real run of so many ranks.
+# Script -> settings to run it with, beside a run directory; "ranks": what becomes of programs (shim.py).
 RUNS: dict[str, dict[str, str]] = {
-    "pbs/train_10080nodes.sh": {},
+    "pbs/train_10080nodes.sh": {"ranks": "dry run"},
     "pbs/train_1.3b_160nodes.sh": {},
     "pbs/train_13b.sh": {"NODES": "256", "DP": "1"},
     "pbs/train_80b.sh": {"NODES": "1664", "DP": "1"},
     "pbs/train_1node.sh": {"PRESET": "tiny", "DATA": "sample", "FLAGS": SMALL, "ranks": "2"},
-    "pbs/weak_scaling.sh": {"REPLICAS": "1"},
+    "pbs/weak_scaling.sh": {"REPLICAS": "1 2 3", "ranks": "fail 25920"},
     "launch/slurm/train_40b.sh": {},
-    "launch/slurm/train_1.3b.sh": {"PRESET": "1.3b-6h"},
+    "launch/slurm/train_1.3b.sh": {"PRESET": "1.3b-6h", "ranks": "dry run"},
     "launch/slurm/train_1node.sh": {"PRESET": "tiny", "DATA": "sample"},
-    "launch/slurm/weak_scaling.sh": {"REPLICAS": "2"},
+    "launch/slurm/weak_scaling.sh": {"REPLICAS": "2 4"},
     "pbs/convert.sh": {"FLAGS": "--window 6 --allow-missing-static --dry-run", "PROCESSES": "1"},
     "launch/slurm/convert.sh": {"FLAGS": "--window 6 --allow-missing-static --dry-run", "PROCESSES": "1"},
 }
@@ -66,7 +73,7 @@ def submit(script: str, tmp_path: Path, settings: dict[str, str], *flags: str) -
     hidden = ("PBS_", "SLURM_", "PALS_", "PMI", "OMPI_", "RANK", "WORLD_SIZE", "MASTER_", "SHIM_", *SETTINGS)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     environ |= {"SHIM_LOG": str(log), "SHIM_ROOT": str(ROOT), "SHIM_RANKS": settings.get("ranks", "")}
-    environ |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    environ |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "SHIM_PYTHON": sys.executable}
     environ["PATH"] = os.pathsep.join([str(SHIMS), str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         [*command, script], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -86,7 +93,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Future[Ran]]:
         if script.endswith("convert.sh"):
             source = ROOT / "tests" / "data" / "files" / "ecmwf_open_10deg_20240603.nc"
             here = {"SOURCE": str(source), "STORE": str(place / "store"), **settings}
-        started[script] = pool.submit(submit, script, place, here)
+        # The one node has a spare, to be measured with it.
+        flags = ["-l", "select=2"] if script == "pbs/train_1node.sh" else []
+        started[script] = pool.submit(submit, script, place, here, *flags)
     pool.shutdown(wait=False)
     return started
 
@@ -126,17 +135,22 @@ def test_no_logic_and_no_unknown_setting(script: Path) -> None:
         {(m, p, y.script) for m, known in LAYOUTS.items() for p, y in known.items() if y.degrees.known > 1}
     ),
 )
-def test_submit_and_script_say_the_same(machine: str, preset: str, script: str) -> None:
+def test_submit_and_script_say_the_same(
+    machine: str,
+    preset: str,
+    script: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The script's own defaults, nodes with spares and mesh, are those that `launch submit` works out."""
     text = (ROOT / script).read_text()
     nodes = re.search(r'NODES="\$\{NODES:-(\d+)\}"', text)
     flags = re.search(r"^(?:#PBS -l select=|#SBATCH --nodes=)(\d+)$", text, re.MULTILINE)
     queue = re.search(r"^(?:#PBS -q |#SBATCH --partition=)(\S+)$", text, re.MULTILINE)
     assert nodes and flags and queue
-    command = ["submit", preset, "--machine", machine, "--nodes", nodes[1], "--dry-run"]
-    out = subprocess.run(
-        [sys.executable, "-m", "launch", *command], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    monkeypatch.chdir(ROOT)
+    assert run_main(["submit", preset, "--machine", machine, "--nodes", nodes[1], "--dry-run"]) == 0
+    out = capsys.readouterr().out
     line = shlex.split(out.partition("submits: ")[2].splitlines()[0])
     assert {f"select={flags[1]}", f"--nodes={flags[1]}"} & set(line)
     assert queue[1] in line or f"--partition={queue[1]}" in line
@@ -144,9 +158,7 @@ def test_submit_and_script_say_the_same(machine: str, preset: str, script: str) 
     last = re.sub(r"\$\{PRESET:-[\w.-]+\}", preset, re.sub(r"\$\{(?!PRESET)\w+:-([^{}]*)\}", r"\1", last))
     last = re.sub(r"\$\{\w+:-(runs/[^{}]*)\}", r"\1", last)
     words = shlex.split(last)
-    assert f"python -m {' '.join(words[words.index('--') + 1 : -1])}" == out.partition(" python -m ")[2].join(
-        ["python -m ", ""]
-    ).rstrip("\n")
+    assert f"check:   python -m {' '.join(words[words.index('--') + 1 : -1])} --dry-run" in out.splitlines()
 
 
 @pytest.mark.slow
@@ -159,12 +171,59 @@ def test_script_runs(script: str, runs: dict[str, Future[Ran]]) -> None:
     if script.endswith("convert.sh"):
         assert not starts
         return
-    (start,) = [words for words in starts if "aeris.train" in words]
-    printed = shlex.join(["mpiexec" if script.startswith("pbs/") else "srun", *start])
-    assert printed in ran.output  # the exact line
-    if script.endswith("weak_scaling.sh"):
-        table = Path(start[start.index("--run-dir") + 1]).parent / "weak_scaling.csv"
-        assert len(table.read_text().splitlines()) == 2
+    trainings = [words for words in starts if "aeris.train" in words]
+    assert len(trainings) == {"pbs/weak_scaling.sh": 3, "launch/slurm/weak_scaling.sh": 2}.get(script, 1)
+    for start in trainings:
+        printed = shlex.join(["mpiexec" if script.startswith("pbs/") else "srun", *start])
+        assert printed in ran.output  # the exact line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [name for name in RUNS if "convert" not in name and "1node" not in name])
+def test_mesh_has_the_ranks_of_the_command(script: str, runs: dict[str, Future[Ran]]) -> None:
+    """What the trainer makes of the words a script starts it with, on that many ranks."""
+    for start in runs[script].result().named("mpiexec" if script.startswith("pbs/") else "srun"):
+        if "aeris.train" in start:
+            sizes = [word.rpartition("=")[2] for word in start if word.startswith("--ntasks=")]
+            ranks = int(sizes[0] if sizes else start[start.index("-n") + 1])
+            config = train.parse(start[start.index("aeris.train") + 1 :]).config
+            aeris.config.check(config)
+            assert choose_degrees(config, ranks).world == ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [name for name in RUNS if name.endswith("weak_scaling.sh")])
+def test_weak_scaling_of_the_sizes_that_were_finished(
+    script: str, runs: dict[str, Future[Ran]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first size measures the nodes; the last of one twin fails, which costs no other its row."""
+    ran = runs[script].result()
+    starts = ran.named("mpiexec" if script.startswith("pbs/") else "srun")
+    assert "aeris.probe" in starts[0] and not any("aeris.probe" in words for words in starts[1:])
+    for start in starts[1:3]:
+        found = train.parse(start[start.index("aeris.train") + 1 :])
+        (found.run_dir / "config.json").write_text(json.dumps(asdict(found.config)))
+    (words,) = (words for words in ran.named("python") if "benchmarks.weak_scaling" in words)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    weak_scaling.main()
+    header, *rows = Path(words[words.index("--csv") + 1]).read_text().splitlines()
+    table = [dict(zip(header.split(","), row.split(","))) for row in rows]
+    assert [row["efficiency"] for row in table] == ["1.0", "1.0"]
+    assert {row["records"] for row in table} == {"7"}  # ten steps, of which three warm up
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [name for name in RUNS if name.endswith("convert.sh")])
+def test_conversion_is_planned(
+    script: str,
+    runs: dict[str, Future[Ran]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (words,) = (words for words in runs[script].result().named("python") if "aeris.data.convert" in words)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    convert.main()
+    assert "6 x 6 points" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -180,7 +239,9 @@ def test_full_machine(runs: dict[str, Future[Ran]]) -> None:
         f"-m aeris.train 40b --run-dir {hosts.parent.parent} --data.store era5 --checkpoint.every-minutes 15"
     )
     mesh = "--parallel.dp 14 --parallel.wp-y 6 --parallel.wp-x 6 --parallel.pp 20 --parallel.sp 12"
-    assert start == [*flags.split(), sys.executable, *words.split(), *mesh.split()]
+    python = Path(start[start.index("-m") - 1])  # pytest may run under another name of the same
+    assert python.samefile(sys.executable)
+    assert start == [*flags.split(), str(python), *words.split(), *mesh.split()]
     assert "shim: the dry run has 120960 ranks" in ran.output
 
 
@@ -211,38 +272,18 @@ def test_small_run_is_real_and_its_forecast_too(runs: dict[str, Future[Ran]], tm
     ran = runs["pbs/train_1node.sh"].result()
     (start,) = [words for words in ran.named("mpiexec") if "aeris.train" in words]
     assert start[1:5] == ["-n", "12", "--ppn", "12"]
+    assert [words[1:3] for words in ran.named("mpiexec") if "aeris.probe" in words] == [["-n", "24"]]
+    assert "preflight failed" not in ran.output
     run_dir = Path(start[start.index("--run-dir") + 1])
     saved = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
     assert [int(name.removeprefix("images_")) for name in saved] == [2, 4], ran.output
     flags = "--init 2000-05-31T00 --lead-h 6 --members 2 --device cpu"
-    given = {"RUN_DIR": str(run_dir), "OUT": str(tmp_path / "f.zarr"), "FLAGS": flags, "ranks": "2"}
-    forecast = submit("pbs/forecast.sh", tmp_path, given)
-    assert forecast.status == 0, forecast.output
+    given = {"RUN_DIR": str(run_dir), "OUT": str(tmp_path / "f.zarr"), "FLAGS": flags, "ranks": "1"}
+    first = submit("pbs/forecast.sh", tmp_path, given)
+    assert first.status == 0, first.output
     assert (tmp_path / "f.zarr").is_dir()
-    tried = submit(
-        "launch/slurm/forecast.sh", tmp_path, {**given, "FLAGS": f"{flags} --dry-run", "ranks": "1"}
-    )
-    assert tried.status == 0, tried.output
-
-
-def test_flags_after_the_dashes_count(tmp_path: Path) -> None:
-    """Degrees given after -- replace the layout's before nodes are counted."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PBS_", "SLURM_"))}
-    environ |= {"SHIM_LOG": str(tmp_path / "log"), "SHIM_ROOT": str(ROOT)}
-    environ["PATH"] = os.pathsep.join([str(SHIMS), str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [
-        "submit",
-        "40b",
-        "--nodes",
-        "720",
-        "--run-dir",
-        str(tmp_path / "run"),
-        "--",
-        "--parallel.pp",
-        "10",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "launch", *command, "--parallel.dp", "3"],
-        cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and "dp 3 x wp 6x6 x pp 10 x sp 12 are 12,960" in done.stderr
+    twin = submit("launch/slurm/forecast.sh", tmp_path, {**given, "ranks": ""})
+    assert twin.status == 0, twin.output
+    ((*_, launcher), (*_, other)) = first.named("mpiexec"), twin.named("srun")
+    same = [words[words.index("aeris.forecast") + 1 :] for words in (launcher, other)]
+    assert same[0] == same[1] and forecast.parse(same[1]).out == tmp_path / "f.zarr"

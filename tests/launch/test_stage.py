@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,48 @@ def test_what_was_packed_runs_elsewhere(
     before = there.stat().st_ctime_ns
     assert run_main(["stage", str(archive), str(tmp_path)]) == exits.DONE
     assert there.stat().st_ctime_ns == before and "was there" in capfd.readouterr().out
+
+
+def test_pieces_are_read_in_linear_time(tmp_path: Path) -> None:
+    """As tarfile reads: 10 KiB at a time, of pieces of 16 MiB; copies of what is left took 3 s."""
+    (tmp_path / "archive").write_bytes(bytes(2 * stage.PIECE_BYTES + 5))
+    pieces, begun = stage.Pieces(tmp_path / "archive"), time.process_time()
+    sizes = [len(data) for data in iter(lambda: pieces.read(10240), b"")]
+    assert time.process_time() - begun < 1
+    pieces.drain()
+    assert sum(sizes) == 2 * stage.PIECE_BYTES + 5 and max(sizes) == 10240
+
+
+def test_what_is_not_packed_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root, base = tmp_path / "venv", str(Path(sys.executable).parent)
+    packages = root / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+    (root / "bin").mkdir()
+    (root / "bin" / "python").symlink_to(sys.executable)
+    (root / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = true\n")
+    assert run_main(["pack", str(root), str(tmp_path / "env.tar")]) == exits.DONE
+    said = capfd.readouterr().out
+    assert f"what lies in {Path(base).parent} is not in it" in said and "aeris is not in it" in said
+    assert stage.environ(root) == {}  # else the ranks would not find it at all
+    (packages / "aeris").mkdir()
+    (root / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
+    assert run_main(["pack", str(root), str(tmp_path / "env.tar")]) == exits.DONE
+    assert "not in it" not in capfd.readouterr().out
+    assert stage.environ(root) == {"PYTHONSAFEPATH": "1"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="ignored before Python 3.11")
+def test_the_staged_project_is_taken_and_not_the_working_directory(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for place in (packages, tmp_path):
+        (place / "aeris").mkdir()
+        (place / "aeris" / "__main__.py").write_text(f"print({str(place)!r})")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [tmp_path / "venv" / "bin" / "python", "-m", "aeris"]
+    for more, found in (({}, tmp_path), (stage.environ(tmp_path / "venv"), packages)):
+        said = subprocess.run(command, cwd=tmp_path, env=environ | more, capture_output=True, text=True)
+        assert said.stdout == f"{found}\n", said.stderr
 
 
 class Ranks:

@@ -12,7 +12,7 @@ import pytest
 
 from launch import exits, submit
 from launch.__main__ import COMMANDS, run_main
-from launch.machines import MACHINES
+from launch.machines import MACHINES, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_full_machine_dry_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)  # a dry run calls nothing
     assert run_main(["submit", "40b", "--nodes", "10080", "--account", "climate", "--dry-run"]) == exits.DONE
-    first, second, submits, runs = capsys.readouterr().out.splitlines()
+    first, second, submits, runs, check = capsys.readouterr().out.splitlines()
     assert first == "10,080 nodes and 101 spares, prod for 24:00:00"
     assert second == "120,960 ranks as dp 14 x wp 6x6 x pp 20 x sp 12, 100 microbatches a replica and step"
     settings = "PRESET=40b,NODES=10080,DP=14,RUN_DIR=runs/40b,DATA=era5,CHAIN=pbs/train_10080nodes.sh"
@@ -37,6 +39,61 @@ def test_full_machine_dry_run(capsys: pytest.CaptureFixture[str], monkeypatch: p
     words = "python -m aeris.train 40b --run-dir runs/40b --data.store era5 --checkpoint.every-minutes 15"
     mesh = "--parallel.dp 14 --parallel.wp-y 6 --parallel.wp-x 6 --parallel.pp 20 --parallel.sp 12"
     assert runs == f"runs:    {start} {words} {mesh}"
+    assert check == f"check:   {words} {mesh} --dry-run"
+
+
+def test_settings_in_the_environment_travel(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PBS takes only what is named; what Slurm takes along by itself must not overrule what is said here."""
+    for name, value in {
+        "VENV": "/v",
+        "ARCHIVE": "env.tar",
+        "RUN_DIR": "old",
+        "FLAGS": "--x",
+        "HOME": "h",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run_main(["submit", "tiny", "--nodes", "1", "--dry-run"]) == exits.DONE
+    settings = "PRESET=tiny,NODES=1,RUN_DIR=runs/tiny,DATA=sample,ARCHIVE=env.tar,FLAGS=,CHAIN=,VENV=/v"
+    assert f" -v {settings} pbs/train_1node.sh\n" in capsys.readouterr().out
+    assert run_main(["submit", "tiny", "--nodes", "1", "--dry-run", "--archive", "a"]) == exits.DONE
+    assert ",ARCHIVE=a," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("machine", "answers", "depends"),
+    [
+        ("alcf-aurora", ("7.aurora-pbs-0001.cm\n", "8.aurora-pbs-0001.cm\n", "9\n"), "-W depend={}"),
+        ("lumi", ("Submitted batch job 7\n", "Submitted batch job 8\n", "9\n"), "--dependency={}"),
+    ],
+)
+def test_jobs_one_after_the_other(
+    machine: str,
+    answers: tuple[str, ...],
+    depends: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each waits for the one before, however that ends, and none submits another."""
+    called: list[str] = []
+
+    def submitted(line: list[str], **named: Any) -> Any:
+        called.append(shlex.join(line))
+        return subprocess.CompletedProcess(line, 0, answers[len(called) - 1])
+
+    monkeypatch.setattr(subprocess, "run", submitted)
+    words = ["submit", "40b", "--machine", machine, "--nodes", "720", "--jobs", "3"]
+    assert run_main([*words, "--dry-run"]) == exits.DONE and not called
+    lines = [line[9:] for line in capsys.readouterr().out.splitlines() if line.startswith("submits: ")]
+    assert run_main(words) == exits.DONE
+    jobs = [answer.split()[-1] for answer in answers]
+    assert called == [lines[0], lines[1].replace("ID1", jobs[0]), lines[2].replace("ID2", jobs[1])]
+    assert depends.format(f"afterany:{jobs[1]}") in called[2] and "afterany" not in called[0]
+    assert all("CHAIN= " in line for line in called)
+    called, answers = [], ("none\n",)
+    assert run_main(words) == exits.MISTAKE and len(called) == 1
+    assert "names no job in 'none\\n': 2 more are not submitted" in capsys.readouterr().err
 
 
 def test_submitting_calls_that_very_line(
@@ -46,12 +103,12 @@ def test_submitting_calls_that_very_line(
 
     def qsub(line: list[str], **named: Any) -> Any:
         called.append(line)
-        return subprocess.CompletedProcess(line, 3)
+        return subprocess.CompletedProcess(line, 3, "")
 
     monkeypatch.setattr(subprocess, "run", qsub)
     words = ["submit", "tiny", "--nodes", "1", "--run-dir", "my runs/a", "--", "--train.images", "40"]
     assert run_main(words) == 3  # qsub's own status
-    submits, runs = capsys.readouterr().out.splitlines()[-2:]
+    submits, runs, _ = capsys.readouterr().out.splitlines()[-3:]
     assert called == [shlex.split(submits.partition(" ")[2])]
     # In the debug queue a user has one job: no chain. No mesh is asked for: the trainer chooses.
     settings = "PRESET=tiny,NODES=1,RUN_DIR=my runs/a,DATA=sample,FLAGS=--train.images 40,CHAIN="
@@ -89,6 +146,14 @@ def test_lumi(capsys: pytest.CaptureFixture[str]) -> None:
         ("5b --nodes 1", "no layout of '5b' for alcf-aurora"),
         ("40b --nodes 720 --run-dir a,b", "RUN_DIR is 'a,b': ',' cannot travel to a job"),
         ("tiny --nodes 0", "0 nodes x 12 ranks = 0 ranks"),
+        ("tiny --nodes 1 --jobs 2", "--jobs 2: queue debug takes one job of a user"),
+        ("40b --nodes 720 --jobs 0", "--jobs 0: it must be 1 or more"),
+        ("40b --nodes 720 -- --account x", "--account stands after --, where flags of aeris.train are"),
+        ("40b --nodes 720 -- --run_dir=x", "--run-dir stands after --"),
+        (
+            "40b --nodes 720 -- --parallel.pp 10 --parallel.dp 3",  # what comes after replaces the layout's
+            "dp 3 x wp 6x6 x pp 10 x sp 12 are 12,960",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,35 @@ def test_wrong_data_are_named_by_all_ranks_alike() -> None:
         assert "\n" not in said and "try its other settings or another --parallel.p2p" in said
 
 
+def by_rows_and_columns(size: int) -> list[str]:
+    """Let sums over groups of one size deliver wrong data, where small messages go by rows and columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swipe.groups.LEVELS_FROM", 2)
+        groups = make_groups(ParallelDims(dp=6), dist.get_rank(), CPU)
+    original, sizes = dist.all_reduce, []
+
+    def wrong(x: torch.Tensor, *args: Any, **how: Any) -> None:
+        original(x, *args, **how)
+        sizes.append(dist.get_world_size(how["group"]))
+        if sizes[-1] == size and x.numel() > 5:
+            x[5] += 1
+
+    dist.all_reduce = wrong if groups.rank == 3 else original
+    said = ""
+    try:
+        self_test(groups, CPU)
+    except WrongData as error:
+        said = str(error)
+    return [said, "by levels" if {2, 3} <= set(sizes) else ""]
+
+
+def test_rows_and_columns_of_many_ranks_are_tried() -> None:
+    assert run_distributed(by_rows_and_columns, 6, 0)[3] == ["", "by levels"]
+    found = run_distributed(by_rows_and_columns, 6, 3)
+    assert len({said for said, _ in found}) == 1
+    assert "rank 3 got" in found[0][0] and "sum (fp32) over a column of ranks (ranks 1, 3, 5)" in found[0][0]
+
+
 def with_swapped_peers() -> str:
     """Take a message of one peer for that of another, as a library that ignores tags and order might."""
     groups = make_groups(ParallelDims(dp=2, pp=2), dist.get_rank(), CPU)

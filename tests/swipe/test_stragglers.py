@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from aeris.config import FaultConfig
+from aeris.guards import Guards
 from swipe.collectives import byte_log, host_names
 from swipe.groups import Groups, make_groups
 from swipe.mesh import ParallelDims
@@ -85,13 +87,30 @@ def groups_of(**degrees: int) -> Groups:
     return Groups(ParallelDims(**degrees), 0, ALONE, ALONE, ALONE, ALONE, (ALONE, ALONE), None)
 
 
+def times(*seconds: float) -> torch.Tensor:
+    return torch.tensor(seconds, dtype=torch.float64)
+
+
 def test_compares_within_a_stage() -> None:
     stragglers = Stragglers(groups_of(dp=2, pp=2), ["a", "a", "b", "b"], pct=8, every=1)
-    assert stragglers.compare([1.0, 3.0, 1.05, 3.1]) == []
-    (slow,) = stragglers.compare([1.0, 3.0, 1.0, 3.3])
+    assert stragglers.compare(times(1.0, 3.0, 1.05, 3.1)) == []
+    (slow,) = stragglers.compare(times(1.0, 3.0, 1.0, 3.3))
     assert slow == Slow(3, "b", 1, 3.3, 3.0)
     assert str(slow) == "rank 3 (b) 3.3 s a step, 3 s is the median of stage 1 (+10%)"
-    assert [one.rank for one in stragglers.compare([1.2, 3.0, 1.0, 6.0])] == [3, 0]
+    assert [one.rank for one in stragglers.compare(times(1.2, 3.0, 1.0, 6.0))] == [3, 0]
+
+
+def test_knows_every_ranks_stage_on_any_mesh() -> None:
+    dims = {"dp": 2, "wp_y": 2, "wp_x": 3, "pp": 4, "sp": 3}
+    groups = groups_of(**dims)
+    stages = [groups.dims.coordinate(rank).pp for rank in range(groups.dims.world)]
+    stragglers = Stragglers(groups, [f"n{rank}" for rank in range(groups.dims.world)], pct=8, every=1)
+    seconds = times(*(1.0 + stage for stage in stages))
+    assert stragglers.compare(seconds) == []
+    for rank, stage in enumerate(stages):
+        one = seconds.clone()
+        one[rank] *= 1.5
+        assert stragglers.compare(one) == [Slow(rank, f"n{rank}", stage, 1.5 * (1 + stage), 1.0 + stage)]
 
 
 def test_never_looks_if_asked_not_to_or_alone() -> None:
@@ -138,16 +157,18 @@ class FakeEvent:
     """An event of a device whose clock is a number."""
 
     now = 0.0
+    through = 0.0  # what the device has done
+    made = 0
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
-        self.waited = False
+        FakeEvent.made += 1
 
     def record(self) -> None:
         self.at = FakeEvent.now
 
-    def synchronize(self) -> None:
-        self.waited = True
+    def query(self) -> bool:
+        return self.at <= FakeEvent.through
 
     def elapsed_time(self, other: "FakeEvent") -> float:
         return 1000 * (other.at - self.at)
@@ -160,6 +181,28 @@ def test_events_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         with stopwatch.computing(waits):
             FakeEvent.now += 2.0
         FakeEvent.now += 1.0
-    last = stopwatch._events[-1][1]
-    assert stopwatch.take() == 4.0 and last.waited
     assert stopwatch.take() == 0
+    FakeEvent.through = 3.0  # nothing is waited for: the second one counts next time
+    assert [stopwatch.take(), stopwatch.take()] == [2.0, 0.0]
+    FakeEvent.through = FakeEvent.now
+    assert [stopwatch.take(), stopwatch.take()] == [2.0, 0.0]
+    made = FakeEvent.made
+    off = Stopwatch(torch.device("xpu:0"), on=False)
+    with off.computing(), off.computing(waits=True):
+        FakeEvent.now += 2.0
+    assert off.take() == 0 and FakeEvent.made == made == 4
+
+
+@pytest.mark.parametrize(
+    ("degrees", "pct", "on"), [({"dp": 2}, 8, True), ({"dp": 2}, 0, False), ({}, 8, False)]
+)
+def test_nothing_is_measured_where_nothing_is_compared(
+    degrees: dict[str, int], pct: float, on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    monkeypatch.setattr("aeris.guards.host_names", lambda group: [])
+    guards = Guards(tmp_path)
+    guards.join(groups_of(**degrees), CPU, FaultConfig(slow_pct=pct))
+    with guards.stopwatch.computing():
+        spin(0.02)
+    assert (guards.stopwatch.take() > 0) == on

@@ -7,16 +7,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
 
+import swipe.watchdog
 from swipe import inquiry
 from swipe.collectives import Group, all_reduce, tell, waiting
-from swipe.inquiry import State, judge, ranges
+from swipe.inquiry import State, conclude, ranges
 from swipe.watchdog import Watchdog, flight_recorders
-from swipe.whereabouts import whereabouts
 from tests.harness import run_distributed
 
 LIMITS = {"start": 20.0, "read": 0.8, "step": 0.8, "save": 0.8}
@@ -141,6 +142,62 @@ def test_who_waits_for_a_rank_within_its_own_limit_goes_on(tmp_path: Path) -> No
     assert not (tmp_path / "said").exists()
 
 
+def phases_during_an_inquiry(directory: str) -> float:
+    """Rank 0 waits and asks; rank 1 begins new phases and looks in each; rank 2 looks only much later."""
+    rank = dist.get_rank()
+    watchdog = watched(directory, {"start": 9, "read": 5, "step": 0.5, "save": 5})  # quiet for 0.05 s
+    inquiry.PATIENCE_S = 3.0
+    with watchdog:
+        watchdog.phase("step")
+        end = time.monotonic() + 1.2
+        while rank and time.monotonic() < end:
+            watchdog.phase("save")
+            time.sleep(0.2 if rank == 1 else 0.02)
+        watchdog.phase("save")
+        time.sleep(0.4 if rank else 0.0)
+        watchdog.phase("step")
+        all_reduce(torch.zeros(1), everyone(), "loss")
+    return 1.0
+
+
+def test_a_rank_answers_an_inquiry_once_however_many_phases_it_begins(tmp_path: Path) -> None:
+    assert run_distributed(phases_during_an_inquiry, 3, str(tmp_path)) == [1.0] * 3
+    assert not (tmp_path / "said").exists()
+
+
+class Looked:
+    """In place of an inquiry: when it was made, and when it was looked at."""
+
+    made: ClassVar[list[float]] = []
+    looks: ClassVar[list[float]] = []
+
+    def __init__(self, *arguments: object) -> None:
+        Looked.made.append(time.monotonic())
+
+    def take_part(self, *arguments: object) -> None:
+        Looked.looks.append(time.monotonic())
+
+
+def test_ranks_look_one_after_the_other_over_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swipe.watchdog, "Inquiry", Looked)
+    monkeypatch.setattr(swipe.watchdog, "RANKS_PER_S", 10)  # so that 4 ranks look every 0.4 s
+    limits = dict.fromkeys(("start", "read", "step", "save"), 1.0)  # quiet for 0.1 s
+    with Watchdog(limits, 3, 4, tmp_path, print, 76) as watchdog:
+        begun = [time.monotonic()]
+        time.sleep(0.9)  # looks after 0.4 and 0.8 s
+        watchdog.phase("save")
+        begun.append(time.monotonic())
+        for _ in range(6):  # a new clock, but no new phase
+            time.sleep(0.08)
+            watchdog.tick()
+    first, second, third = Looked.looks
+    assert len(Looked.made) == 1 and second - first >= 0.4
+    for start, look in zip(begun, (first, third)):
+        assert 0.4 <= look - start < 0.5
+
+
 def first_rank_stopped(directory: str) -> None:
     watchdog = watched(directory, LIMITS)
     watchdog.phase("step")
@@ -207,17 +264,19 @@ def state(rank: int, doing: str = "sum", age: float = 11, waits: bool = True, bu
 def test_judgement() -> None:
     hosts = ["a", "b", "c"]
     busy = state(2, "pass", age=9, waits=False, busy=9)
-    assert judge([state(0), state(1), busy], 3, 1, hosts) is None  # who is waited for has a second left
-    assert judge([state(0), state(1, busy=0.1), busy], 3, 1, hosts) is None
-    assert judge([state(0), state(1, age=8, busy=0.5)], 2, 1, hosts) is None  # goes on in small pieces
-    found = judge([state(0), state(1, busy=0.5)], 2, 1, hosts)  # but for longer than the limit on every rank
+    assert conclude([state(0), state(1), busy], 3, 1, hosts) is None  # who is waited for has a second left
+    assert conclude([state(0), state(1, busy=0.1), busy], 3, 1, hosts) is None
+    assert conclude([state(0), state(1, age=8, busy=0.5)], 2, 1, hosts) is None  # goes on in small pieces
+    found = conclude(
+        [state(0), state(1, busy=0.5)], 2, 1, hosts
+    )  # but for longer than the limit on every rank
     assert found is not None and "no rank is late" in found.line
-    found = judge([state(0), state(1), state(2, "pass", waits=False)], 3, 1, hosts)
+    found = conclude([state(0), state(1), state(2, "pass", waits=False)], 3, 1, hosts)
     assert found is not None and [one.rank for one in found.late] == [2]
     # In short pieces between waiting, but all are over: whoever computes now is named.
-    found = judge([state(0), state(1), state(2, "pass", waits=False, busy=1)], 3, 1, hosts)
+    found = conclude([state(0), state(1), state(2, "pass", waits=False, busy=1)], 3, 1, hosts)
     assert found is not None and [one.rank for one in found.late] == [2]
-    found = judge([state(0), state(2)], 3, 1, [])
+    found = conclude([state(0), state(2)], 3, 1, [])
     assert found is not None and found.silent == [(1, "machine unknown")]
 
 
@@ -225,7 +284,7 @@ def test_a_report_of_very_many_ranks_is_small() -> None:
     world = 120_960
     states = [state(rank, f"message {rank % 500} (rank {rank + 1})") for rank in range(0, world, 2)]
     states += [state(1, "reading", waits=False)]
-    report = judge(states, world, 1, ["host"] * world)
+    report = conclude(states, world, 1, ["host"] * world)
     assert report is not None and len(report.line) < 1500 and len(report.dump) < 80
     data = report.data()
     assert len(json.dumps(data)) < 100_000 and data["silent_count"] == world // 2 - 1
@@ -234,9 +293,9 @@ def test_a_report_of_very_many_ranks_is_small() -> None:
 def test_ranks_in_one_operation_with_different_peers_are_named_together() -> None:
     hosts = ["n"] * 4
     waiting = [state(rank, f"half-window shift (ranks {rank + 1}, {rank + 2})") for rank in range(3)]
-    report = judge([*waiting, state(3, "reading", waits=False)], 4, 1, hosts)
+    report = conclude([*waiting, state(3, "reading", waits=False)], 4, 1, hosts)
     assert report is not None and "; ranks 0-2 wait in half-window shift, for 11 s" in report.line
-    report = judge([waiting[0], state(1), state(2)], 3, 1, hosts)
+    report = conclude([waiting[0], state(1), state(2)], 3, 1, hosts)
     assert report is not None and "rank 0 waits in half-window shift (ranks 1, 2), for 11 s" in report.line
 
 
@@ -262,36 +321,49 @@ def test_an_inquiry_whose_asker_vanishes_and_one_of_another_attempt(monkeypatch:
             time.sleep(0.01)
 
 
+def test_an_inquiry_is_over_when_every_rank_has_answered_not_when_there_are_as_many_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(inquiry, "PATIENCE_S", 3.0)
+    asker, other, *anew = (inquiry.Inquiry(rank, 3, 0.01, 0.01) for rank in (0, 1, 2, 1))
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.append(asker.take_part(lambda: state(0), True, [])))
+    asking.start()
+    while not store.add("watchdog/newest", 0) and not store.add("watchdog/0/newest", 0):
+        time.sleep(0.001)
+    busy = state(1, age=1, waits=False, busy=1)
+    for _ in range(3):  # a new phase each: it has answered
+        assert other.take_part(lambda: busy, False, []) is None
+    assert store.add("watchdog/0/1/count", 0) == 2
+    assert anew[1].take_part(lambda: busy, False, []) is None  # rank 1 again, as one that knows of nothing
+    time.sleep(0.1)
+    assert asking.is_alive() and not store.check(["watchdog/0/1/verdict"])
+    assert anew[0].take_part(lambda: state(2, age=1), False, []) is None
+    asking.join()
+    assert found == [None] and store.get("watchdog/0/1/verdict") == b"go on"
+
+
+def test_a_connection_that_has_broken_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    asker = inquiry.Inquiry(0, 2, 0.01, 0.01)
+
+    class Broken:
+        def add(self, *arguments: object) -> None:
+            raise RuntimeError("Broken pipe")
+
+    asker._store = Broken()
+    assert asker.take_part(lambda: state(0), False, []) is None
+    assert not isinstance(asker._store, Broken)
+
+
 def test_ranges() -> None:
     assert ranges([0, 1, 2, 5]) == "0-2, 5"
     assert ranges([0, 2, 4, 6, 8, 9]) == "0, 2, 4, 6 and 2 more"
-
-
-def test_whereabouts() -> None:
-    inner, outer, end = threading.Event(), threading.Event(), threading.Event()
-
-    def work() -> None:
-        with waiting("outer", computes=True):
-            with waiting("sum of x"):
-                inner.wait(5)
-            outer.set()
-            end.wait(5)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    place = thread.ident or 0
-    while whereabouts(place, 0.0, False)[0] != "sum of x":
-        time.sleep(0.001)
-    _, since, waits = whereabouts(place, 0.0, False)
-    assert waits
-    inner.set()
-    assert outer.wait(5)
-    doing, later, waits = whereabouts(place, 0.0, False)
-    assert doing.startswith("outer, at swipe/test_watchdog.py:") and not waits
-    assert later > since  # since it came out of waiting
-    end.set()
-    thread.join()
-    assert "ended" in whereabouts(place, 0.0, False)[0]
 
 
 def recorded() -> list[str]:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +26,11 @@ from aeris.aurora.training.reading import Data, Replay
 from aeris.aurora.training.scores import Scores
 from aeris.aurora.training.starting_weights import Start, build
 from aeris.guards import Guards
-from aeris.interruption import Settled
-from aeris.log import console
 from aeris.optim import make_optimizer, optimizer_tensors
-from aeris.spikes import Spikes
+from aeris.run import Run
 from swipe import checkpoint
 from swipe.groups import Groups, make_groups
 from swipe.mesh import ParallelDims
-from swipe.resume import newest
 from swipe.sharding import full, shard
 
 UNTRAINABLE = ("wave", "v1.5", "v1.5-ensemble")
@@ -98,8 +96,11 @@ def make_loss_weights(config: FineTuneConfig, levels: Sequence[float] | None = N
         raise ValueError(f"{error} (--loss.weights NAME WEIGHT ..., --loss.default WEIGHT)") from None
 
 
-class FineTuning:
-    """A run in memory: this rank's part of model and optimizer, its scores and buffers, images seen."""
+class FineTuning(Run):
+    """A run in memory: this rank's part of model and optimizer, its scores and buffers."""
+
+    config: FineTuneConfig
+    model: Aurora
 
     def __init__(
         self,
@@ -116,10 +117,10 @@ class FineTuning:
             start: weights to begin with; fresh ones without, and until `resume`.
             guards: of the program that trains; None: nothing is watched.
         """
-        self.config, self.run_dir, self.data, self.seat = config, run_dir, data, seat
-        self.device = seat.device
+        super().__init__(config, run_dir, seat.groups, seat.device, guards)
+        self.data, self.seat = data, seat
         aurora, dtype = computed_in(config, seat.device)
-        self.model: Aurora = build(config.variant, aurora, seat.device, config.train.seed).to(dtype)
+        self.model = build(config.variant, aurora, seat.device, config.train.seed).to(dtype)
         if start is not None:
             start.load(self.model)
         self.surf_stats = self.model.surf_stats
@@ -133,16 +134,6 @@ class FineTuning:
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.scores = self.new_scores(config.rollout.steps)
         self.replay = Replay(config, data, dtype, seat.rank, seat.world) if config.replay.size else None
-        self.checkpoints = checkpoint.Checkpoints(
-            run_dir / "checkpoints", config.checkpoint.keep, seat.groups
-        )
-        self.images_seen = 0
-        self.skipped = 0  # non-finite updates and spikes so far
-        self.skipped_in_a_row = 0  # non-finite ones
-        self.spikes = Spikes(config.faults, config.train.batch)
-        self.guards = guards or Guards(run_dir, config.checkpoint.every_minutes, seat.lead)
-        self.guards.join(seat.groups, seat.device, config.faults)
-        self.settled = Settled()  # what all ranks do after the last update
 
     def new_scores(self, steps: int) -> Scores:
         """Make sums for the scores of roll-outs of `steps`."""
@@ -162,28 +153,18 @@ class FineTuning:
         Until then all this rank's tensors are in memory once more, on the CPU; those of replay buffers too.
         """
         self.scores.fold(self.seat.groups.world)
-        meta = {
-            "images_seen": self.images_seen,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "spikes": self.spikes.state(),
-            "data": self.data.fingerprint,
-        }
-        self.checkpoints.save(self.images_seen, self.tensors(), meta)
-        self.guards.requests.saved()
+        super().save()
 
-    def resume(self) -> bool:
-        """Load the newest good checkpoint, if there is one; it may have been saved by any number of ranks.
+    def about_data(self) -> dict[str, Any]:
+        """Say by what a checkpoint's meta.json knows the data."""
+        return {"data": self.data.fingerprint}
+
+    def load(self, path: Path, meta: dict[str, Any]) -> None:
+        """Load a checkpoint, after checking that the data are those of its `meta`; a collective call.
 
         Raises:
-            ValueError: every checkpoint is damaged, or the data are others than before.
+            ValueError: they are not.
         """
-        path, remarks = newest(self.run_dir / "checkpoints", self.seat.groups.saving[1])
-        for remark in remarks:
-            console.print(remark, markup=False)
-        if path is None:
-            return False
-        meta = checkpoint.read_meta(path)
         before, now = meta["data"], self.data.fingerprint
         if different := [
             f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]
@@ -192,10 +173,6 @@ class FineTuning:
         if self.replay:
             self.replay.make_room(meta["images_seen"])
         checkpoint.load(path, self.tensors())
-        self.images_seen, self.skipped = meta["images_seen"], meta["skipped"]
-        self.skipped_in_a_row = meta["skipped_in_a_row"]
-        self.spikes.load_state(meta.get("spikes"))
-        return True
 
     def export(self, path: Path) -> None:
         """Write the weights alone, as a state dict with the published names; a collective call.

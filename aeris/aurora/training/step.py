@@ -17,8 +17,9 @@ from aeris.aurora.training.objective import Roll, truth
 from aeris.aurora.training.reading import Item, evenly, read_validation
 from aeris.aurora.training.run import FineTuning
 from aeris.optim import learning_rate
+from aeris.run import Record
 from swipe import noise
-from swipe.collectives import all_reduce
+from swipe.collectives import all_reduce, waiting
 from swipe.gradients import clip, global_norm
 from swipe.sharding import drop_gathered, last_backward, replicas
 
@@ -36,7 +37,7 @@ def _seed(key: int) -> None:
     torch.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
-def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
+def train_step(run: FineTuning, samples: Iterator[Item]) -> Record:
     """Take one update over the next `train.batch` images; return its record for the log."""
     train, world = run.config.train, run.seat.groups.world
     lr = learning_rate(run.images_seen, run.config.optimizer, train.images)
@@ -48,25 +49,26 @@ def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
     losses_K = torch.zeros(run.config.rollout.steps, dtype=torch.float64, device=run.device)
     missing = torch.zeros(2, dtype=torch.float64)
     for number, item in enumerate(islice(samples, count)):
-        losses, lacking = learn_from(run, item, share=1 / count, last=number == count - 1)
+        last = number == count - 1
+        # The first gathers the weights and the last reduces the gradients. Of two nothing would be left.
+        waits = count > 2 and (number == 0 or last)
+        losses, lacking = learn_from(run, item, 1 / count, last, waits)
         losses_K += losses.double() / count
         missing += torch.tensor(lacking)
-    wishes = torch.tensor(run.guards.requests.wishes(), dtype=torch.float64)
-    numbers = [*(losses_K / run.seat.world), *missing, *wishes]
+    known = [*missing.tolist(), *run.guards.requests.wishes()]  # filled in: a copy would wait for the device
+    numbers = [*(losses_K / run.seat.world), *(losses_K.new_full((), number) for number in known)]
     norm, sums = global_norm(run.model.parameters(), world, replicas(run.seat.groups.weights), numbers)
-    summed = torch.cat((norm[None], sums)).tolist()
+    # On a device, all waiting of an update happens here.
+    with waiting("sum of gradient norm and loss", world, computes=world.size == 1):
+        summed = torch.cat((norm[None], sums)).tolist()
     norm_value, *losses_by_step, lacking_values, values, stop, save = summed
-    run.settled = run.guards.requests.settle(stop, save)
     loss = sum(losses_by_step) / len(losses_by_step)
-    why = run.spikes.judge(loss, norm_value)  # of numbers that are the same on all ranks
-    run.images_seen += train.batch
+    why = run.count(loss, norm_value, stop, save)
     if not why:
         with run.guards.stopwatch.computing():
             if train.clip:
                 clip(run.model.parameters(), norm, train.clip)
             run.optimizer.step()
-    run.skipped += bool(why)
-    run.skipped_in_a_row = run.skipped_in_a_row + 1 if why == "non-finite" else 0
     record = {"images_seen": run.images_seen, "loss": loss, "grad_norm": norm_value, "lr": lr}
     if len(losses_by_step) > 1:
         record |= {f"loss_step_{step}": value for step, value in enumerate(losses_by_step, 1)}
@@ -74,8 +76,16 @@ def train_step(run: FineTuning, samples: Iterator[Item]) -> dict[str, Any]:
     return record | ({"skip": why} if why else {})
 
 
-def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[Tensor, tuple[int, int]]:
-    """Add the gradient of one microbatch; return its losses by step [K], and how many values were missing."""
+def learn_from(
+    run: FineTuning, item: Item, share: float, last: bool, waits: bool = False
+) -> tuple[Tensor, tuple[int, int]]:
+    """Add the gradient of one microbatch; return its losses by step [K], and how many values were missing.
+
+    Args:
+        share: of the microbatch in the update.
+        last: whether it is the update's last one.
+        waits: whether its time is left out on a device, because it waits for other ranks there.
+    """
     model = run.model
     batch = start(model, item.input)
     targets = [truth(model, target, batch) for target in item.targets]
@@ -94,7 +104,7 @@ def learn_from(run: FineTuning, item: Item, share: float, last: bool) -> tuple[T
         after=after,
         last=lambda last: last_backward(model, last),
     )
-    with run.guards.stopwatch.computing():
+    with run.guards.stopwatch.computing(waits):
         return roll.train(batch, targets, share, last), item.missing
 
 
@@ -130,8 +140,11 @@ def validate(run: FineTuning) -> dict[str, Any]:
         run.guards.tick()
     drop_gathered(run.model)
     scores.fold(seat.groups.world)
-    losses = all_reduce(sums_K, seat.groups.world, "validation losses") / len(chosen)
-    return {"loss": [x if math.isfinite(x) else None for x in losses.tolist()], **scores.result()}
+    world = seat.groups.world
+    losses_K = all_reduce(sums_K, world, "validation losses") / len(chosen)
+    with waiting("sum of validation losses", world, computes=world.size == 1):
+        losses = losses_K.tolist()
+    return {"loss": [x if math.isfinite(x) else None for x in losses], **scores.result()}
 
 
 def training_scores(run: FineTuning) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def plot_training(log_path: Path, out: Path) -> None:
     images, loss, rate = read_log(log_path)
     smooth = smoothed(loss, max(3, len(loss) // 20))
     title = f"Training of {log_path.resolve().parent.name}"
-    subtitle = f"{images[-1]:,.0f} images seen, smoothed loss {smooth[-1]:.4g}"
+    subtitle = f"{images[-1]:,.0f} images seen, loss {smooth[-1]:.4g} in the mean of the last records"
     legend: dict[str, dict[str, Any]] = {
         "loss of each record": {"color": MEMBER, "linewidth": 1.0, "alpha": 0.7},
         "smoothed": {"color": MEAN, "linewidth": 2.2},

@@ -16,6 +16,9 @@ if [[ -n "${VENV:-}" ]]; then
 fi
 set -u
 
+# [ours] A rank has sockets and memory handles to many others; the default of 1024 files is not enough.
+ulimit -n "$(ulimit -Hn)"
+
 # --- this project ------------------------------------------------------------------------------------------
 # [ours] Packages in a home directory would be searched first, by every rank, on a small file system.
 export PYTHONNOUSERSITE=1
