@@ -64,7 +64,7 @@ def dump_step(run: Training, record: dict[str, Any]) -> bool:
     except OSError as error:  # in the same words on every rank
         console.print(f"the step of images {first:,} to {last - 1:,} is not kept for replay: {error}")
         return False
-    console.print(f"kept for replay: python -m aeris.replay {run.run_dir}")
+    console.print(f"kept: python -m aeris.replay {run.run_dir} --fault images_{first:012d}")
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -163,13 +164,17 @@ def _say_bug(error: BaseException, text: str) -> None:
 def words(error: BaseException) -> str:
     """Return what a user is told of an error, in one line."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from the last checkpoint or finished piece"
+        return "interrupted; the same command goes on from the last checkpoint or finished piece, if any"
     if _no_memory(error):
         hint = "try a smaller --train.microbatch or --batch, or checkpointing (--help names it)"
         return f"{str(error).splitlines()[0]}: {hint}"
     if broken_device(error):
         whose = f"rank {speaker.rank}: " if speaker.world > 1 else ""
         return f"{whose}{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and error.errno is not None and error.args[:1] == (error.errno,):
+        where = f" ({error.filename})" if error.filename else ""  # raised by the system, not in words of ours
+        room = "; free some space, and the same command goes on" if error.errno == errno.ENOSPC else ""
+        return f"{error.strerror}{where}{room}"
     return str(error) if status_of(error) != 1 else f"{type(error).__name__}: {error}"
 
 
@@ -260,7 +265,10 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that is not finite becomes null, as JSON has no other word for it."""
         if self._file is not None:
-            self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            try:
+                self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def __enter__(self) -> RunLog:
         """Use as a context, so that the file is closed whatever happens."""

@@ -120,12 +120,12 @@ class Offloaded(torch.optim.Optimizer):
                 getattr(torch, device.type).current_stream(device).synchronize()
 
     def __str__(self) -> str:
-        """Say which Adam it is, and the bytes per parameter in either memory."""
+        """Say which Adam it is, and its bytes per parameter in either memory."""
         size = max(p.element_size() for p in self.host)
         device = next(iter(self.host)).device
         return (
-            f"{NAMES[self.offload]} on the host (--optimizer.offload {self.offload}): {4 * size} bytes per "
-            f"parameter there, {2 * size} on {device.type}"
+            f"{NAMES[self.offload]} (--optimizer.offload {self.offload}): {4 * size} bytes per parameter in "
+            f"host memory, and the average; {2 * size} on the device ({device.type})"
         )
 
 

@@ -52,6 +52,8 @@ def find_fault(run_dir: Path, name: str = "", store: str = "") -> Fault:
         ValueError: there is none, or none of this name, or it is damaged.
     """
     found = {path.name: path for path in checkpoint.complete(directory(run_dir))}
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir} does not exist: give the --run-dir of a run of aeris.train")
     if not found:
         raise ValueError(
             f"{directory(run_dir)} holds no skipped step: aeris.train keeps the newest --faults.dumps of them"

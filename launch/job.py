@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-preflight", action="store_true", help="take the nodes as they are")
     add("--preflight-file", type=Path, metavar="FILE", help="it reads it (default: one of --data.store)")
     add("--silence-s", type=float, default=2400.0, help="end a run that is silent so long (%(default)s)")
-    add("--margin-s", type=float, default=MARGIN_S, help="ask it to save so long before the end (%(default)s)")
+    add(
+        "--margin-s", type=float, default=MARGIN_S, help="ask it to save so long before the end (%(default)s)"
+    )
     add("--resubmit", default="", metavar="SCRIPT", help="submit it when the time is up and the run not done")
     add("--stage", default="", metavar="ARCHIVE", help="unpack it (launch pack) on the nodes, use its Python")
 
@@ -87,9 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
     nodes = len(hosts) if arguments.nodes is None else arguments.nodes
     if nodes > len(hosts):
         raise ValueError(f"--nodes {nodes}, but this job has {len(hosts)}: submit it with more, or ask less")
-    there, cores = (machine.nodes, ranks) if machine.scheduler != "none" else (1, sys.maxsize)
-    most = max(cores, machine.ranks_per_node)
-    layouts.check(nodes, ranks, layouts.degrees(words), layouts.Limits(machine.name, there, most))
+    limits = layouts.Limits(machine.name, machine.nodes, machine.ranks_per_node)
+    if machine.scheduler == "none":
+        limits = layouts.Limits(machine.name, nodes=1, ranks=sys.maxsize)
+    layouts.check(nodes, ranks, layouts.degrees(words), limits)
     if arguments.preflight_file and not arguments.preflight_file.is_file():
         raise ValueError(f"--preflight-file {arguments.preflight_file}: there is no such file")
     if arguments.stage:
@@ -184,7 +187,7 @@ class Job:
             best = (max(best[0], reached[0]), max(best[1], reached[1]))
             word = _WORDS.get(ended.status, "failed")
             word += f" (status {ended.status})" if ended.status != exits.DONE else ""
-            why = "" if ended.why == word else f": {ended.why}"
+            why = "" if ended.why in ("done", f"status {ended.status}") else f": {ended.why}"
             self.say(f"attempt {self.journal.attempt}: {word}{why}", "end", status=ended.status)
             if ended.status in (exits.DONE, exits.MISTAKE) or self.asked.look() or by_hand(ended):
                 return self.leave(ended)

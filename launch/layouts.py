@@ -121,7 +121,10 @@ class Limits(NamedTuple):
     ranks: int = 0
 
 
-def check(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits = Limits()) -> Degrees:
+NO_LIMITS = Limits()
+
+
+def check(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits = NO_LIMITS) -> Degrees:
     """Return the degrees with dp filled in, if that is the only one left open.
 
     Raises:
@@ -137,9 +140,8 @@ def check(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits = Limi
         said = f"{counted(nodes, 'node')} x {counted(ranks_per_node, 'rank')} = {counted(ranks, 'rank')}"
         needs = f"{asked} needs {'a multiple of ' if 0 in asked else ''}{known:,}"
         start = f"{said}, but {needs}"
-        if limits.nodes > 1:  # that there is one machine, everybody knows
-            has = f"{limits.name} has {limits.nodes:,}"
-            start = f"{counted(nodes, 'node')}, but {has}" if many else f"{start} ({has} nodes)"
+        if many:
+            start = f"{counted(nodes, 'node')}, but {limits.name} has {limits.nodes:,}"
         raise ValueError(f"{start}: {_advice(nodes, ranks_per_node, asked, limits)}")
     only_dp = asked.dp == 0 and all(asked[1:])
     return asked._replace(dp=ranks // known) if only_dp else asked
@@ -177,7 +179,10 @@ def _advice(nodes: int, ranks_per_node: int, asked: Degrees, limits: Limits) -> 
     each = asked.known // math.gcd(asked.known, nodes)  # ranks on each of these nodes
     if each <= limits.ranks and (0 in asked or each * nodes == asked.known):
         other.append(f"--ranks-per-node {each} on {counted(nodes, 'node')}")
-    if not exact:
-        return f"{' or '.join(other)} would fit" if other else "no number of nodes fits"
-    start = f"start it on {counted(exact, 'node')}"
-    return start + (f", or take {' or '.join(other)}" if other else "")
+    advice = f"{' or '.join(other)} would fit" if other else "no number of nodes fits"
+    if exact:
+        advice = f"start it on {counted(exact, 'node')}" + (
+            f", or take {' or '.join(other)}" if other else ""
+        )
+    cut = 1 < most < below + step and nodes <= most  # a single machine need not be counted
+    return advice + (f" ({limits.name} has {limits.nodes:,} nodes)" if cut else "")

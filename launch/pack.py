@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         checksum.write_text(f"{digest.hexdigest()}  {archive.name}\n", encoding="utf-8")
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{archive}: {counted(count, 'file')}, {archive.stat().st_size / 2**20:,.0f} MiB, {digest.hexdigest()[:16]}")
+    size = archive.stat().st_size
+    print(f"{archive}: {counted(count, 'file')}, {size / 2**20:,.0f} MiB, {digest.hexdigest()[:16]}")
     for line in _left_out(root):
         print(line)
     return exits.DONE

@@ -19,7 +19,9 @@ def seconds(duration: str) -> float:
         ValueError: it is none of these; a bare number is seconds to one scheduler and minutes to the other.
     """
     if duration.isdigit():
-        raise ValueError(f"{duration!r} may be hours or minutes: write {duration}:00:00 or {duration}:00")
+        raise ValueError(
+            f"{duration!r} may be hours or minutes: write {duration}:00:00 for hours, {duration}:00 for minutes"
+        )
     if not (match := re.fullmatch(_DURATION, duration)):
         raise ValueError(f"{duration!r} is no duration: write hours:minutes:seconds")
     days, hours, minutes, rest = (int(number or 0) for number in match.groups())

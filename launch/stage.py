@@ -67,14 +67,14 @@ def run(arguments: argparse.Namespace) -> int:
     ranks = discover(os.environ)
     mpi = _communicator(ranks.world)
     missing = not target.is_dir()
-    problem = ""
+    problem, count = "", 0
     if fresh := mpi.allreduce(int(missing)) if mpi else int(missing):
         pieces = Pieces(archive, mpi)
         if ranks.rank == 0:
             print(f"stages {_size(archive)} on {counted(fresh if mpi else ranks.world, 'node')}", flush=True)
         try:
             if missing:
-                _unpack(pieces, target, _digest(archive))
+                count = _unpack(pieces, target, _digest(archive))
         except (OSError, ValueError, tarfile.TarError, EOFError) as error:
             problem = f"{socket.gethostname()} could not be staged: {error}"
         finally:
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         for text in problems[:_SHOWN]:
             print(f"error: {text}", file=sys.stderr, flush=True)
         if not problems and ranks.rank == 0:
-            how = "sent by rank 0" if mpi else "read by each"
+            how = f"{counted(count, 'file')}, " + ("sent by rank 0" if mpi else "read by each")
             nodes = counted(ranks.world, "node")
             print(f"{target}: on {nodes}, {how if missing else 'was there'}", flush=True)
     leave()
@@ -141,8 +141,8 @@ class Pieces:
             return error.strerror or str(error)
 
 
-def _unpack(pieces: Pieces, target: Path, digest: str) -> None:
-    """Unpack beside `target`, check, and rename.
+def _unpack(pieces: Pieces, target: Path, digest: str) -> int:
+    """Unpack beside `target`, check, and rename; return the number of files.
 
     Raises:
         ValueError: the archive is not the one it should be, or leads outside; its Python does not start.
@@ -156,9 +156,11 @@ def _unpack(pieces: Pieces, target: Path, digest: str) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(mode=0o700)
+        count = 0
         with tarfile.open(fileobj=pieces, mode="r|*") as tar:  # type: ignore[call-overload]
             for member in tar:
                 extract(tar, member, partial)
+                count += 1
         pieces.drain()
         if pieces.digest.hexdigest() != digest:
             raise ValueError("the archive is damaged, or its checksum is another archive's: pack it again")
@@ -174,6 +176,7 @@ def _unpack(pieces: Pieces, target: Path, digest: str) -> None:
         raise OSError(str(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return count
 
 
 def extract(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:

@@ -49,5 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         if job.is_dir():
             print(f"one job obeys: the one that runs or, if none does, the next as it starts ({back})")
     if job.is_dir():
-        print("others that wait in the queue (submit --jobs) start the run again: qdel or scancel removes them")
+        print(
+            "others that wait in the queue (submit --jobs) start the run again: qdel or scancel removes them"
+        )
     return exits.DONE

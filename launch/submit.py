@@ -11,16 +11,21 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from launch import exits, scheduler
-from launch.layouts import LAYOUTS, Degrees, Layout, batch_problem, check, degrees, number
+from launch.asked import MARGIN_S
+from launch.hosts import counted
+from launch.layouts import LAYOUTS, Degrees, Layout, Limits, batch_problem, check, degrees, number
 from launch.machines import MACHINES, SETTINGS, Machine, Queue
 
 AFTER = "flags"
 """Name of what follows `--`."""
+LEAST_S = 300.0
+"""What a job needs before it saves: start, preflight, steps."""
 EVERY_MINUTES = 15
 """Minutes between checkpoints in job scripts: at full scale something breaks about once an hour."""
 
@@ -41,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--archive", default="", help="environment made by `launch pack`, put on every node")
     parser.add_argument("--no-chain", action="store_true", help="the job does not submit its successor")
     parser.add_argument("--jobs", type=int, default=1, help="so many, each after the end of the one before")
+    parser.add_argument("--no-check", action="store_true", help="submit without a dry run of aeris.train")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, and stop")
 
 
@@ -60,15 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"there is no layout of {preset!r} for {machine.name}; known are {known}")
     check_words(arguments)
     nodes = arguments.nodes
-    found = check(nodes, machine.ranks_per_node, degrees([*layout.degrees.flags, *arguments.flags]))
+    asked = degrees([*layout.degrees.flags, *arguments.flags])
+    found = check(nodes, machine.ranks_per_node, asked, Limits(machine.name, machine.nodes))
     microbatches = share(layout, arguments.flags, found)
     spares = spare_nodes(machine, nodes) if arguments.spares is None else arguments.spares
+    hosts = f"{counted(nodes, 'node')} and {counted(spares, 'spare')}"
     if spares < 0 or 0 < machine.nodes < nodes + spares:
         raise ValueError(
-            f"{nodes:,} nodes and {spares:,} spares: {machine.name} has {machine.nodes:,}, so there can be "
-            f"at most {max(0, machine.nodes - nodes):,} --spares"
+            f"{hosts}: {machine.name} has {machine.nodes:,}, so "
+            f"there can be at most {max(0, machine.nodes - nodes):,} --spares"
         )
-    wanted_s = scheduler.seconds(arguments.walltime) if arguments.walltime else None
+    wanted_s = walltime(arguments.walltime) if arguments.walltime else None
     queue = choose_queue(machine, nodes + spares, arguments.queue, wanted_s)
     if arguments.jobs < 1 or (arguments.jobs > 1 and not queue.chains):
         limit = "it must be 1 or more" if queue.chains else f"queue {queue.name} takes one job of a user"
@@ -94,15 +102,54 @@ def run(arguments: argparse.Namespace) -> int:
     )
     words = program(preset, run_dir, data, layout.degrees._replace(dp=found.dp), arguments.flags)
     start = machine.command(words, ["host"] * nodes, machine.ranks_per_node, Path(run_dir, "job", "hosts.1"))
-    print(f"{nodes:,} nodes and {spares:,} spares, {queue.name} for {scheduler.clock(limit_s)}")
-    print(f"{nodes * machine.ranks_per_node:,} ranks as {found}{microbatches}")
+    print(f"{hosts}, {queue.name} for {scheduler.clock(limit_s)}")
+    ranks = counted(nodes * machine.ranks_per_node, "rank")
+    print(
+        f"{ranks} as {found}{microbatches}" if any(found) else f"{ranks}, the layout is chosen at the start"
+    )
     for before in range(arguments.jobs):
         print(f"submits: {shlex.join(submission(after=f'ID{before}' if before else ''))}")
     print(f"runs:    {shlex.join(start)}")
     print(f"check:   {shlex.join([*words, '--dry-run'])}", flush=True)
     if not Path(layout.script).is_file():
         raise ValueError(f"{layout.script} is not here: submit from the top directory of the project")
-    return exits.DONE if arguments.dry_run else give(submission, arguments.jobs, machine)
+    if arguments.dry_run:
+        return exits.DONE
+    if not arguments.no_check:
+        try_words([*words, "--dry-run"])
+    return give(submission, arguments.jobs, machine)
+
+
+def walltime(text: str) -> float:
+    """Read --walltime in seconds; ValueError if a job of that length would be over before it began."""
+    asked_s = scheduler.seconds(text)
+    if asked_s < MARGIN_S + LEAST_S:
+        raise ValueError(
+            f"--walltime {scheduler.clock(asked_s)}: a job saves {scheduler.clock(MARGIN_S)} before its end, "
+            f"so give it {scheduler.clock(MARGIN_S + LEAST_S)} or more"
+        )
+    return asked_s
+
+
+def try_words(check: Sequence[str]) -> None:
+    """Run the program's own dry run, in the Python that this is.
+
+    Raises:
+        ValueError: it refuses, in its own words, or cannot be run here.
+    """
+    done = subprocess.run([sys.executable, *check[1:]], capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return
+    lines = (done.stdout + done.stderr).strip().splitlines() or [f"status {done.returncode}"]
+    if re.match("(ModuleNotFound|Import)Error", lines[-1]):
+        raise ValueError(
+            f"not submitted: {sys.executable} cannot check the flags ({lines[-1]}): load the Python that has "
+            "torch, or give --no-check"
+        )
+    # An error is one line; what the reader of flags says stands in a frame.
+    framed = [text for line in lines if line.startswith("│") and (text := line.strip("│─ "))]
+    said = lines[-1] if lines[-1].startswith("error: ") else next(iter(framed), lines[-1])
+    raise ValueError(f"not submitted: aeris.train says: {said.removeprefix('error: ')}")
 
 
 def give(submission: Callable[..., list[str]], jobs: int, machine: Machine) -> int:
@@ -177,7 +224,7 @@ def choose_queue(machine: Machine, nodes: int, name: str | None, limit_s: float 
     limits = "; ".join(f"{q.name} {q.smallest:,} to {q.largest:,}, {q.hours:g} h" for q in machine.queues)
     time = f" for {scheduler.clock(limit_s)}" if limit_s else ""
     who = f"queue {name} does not take" if name else "no queue takes"
-    raise ValueError(f"{who} {nodes:,} nodes{time}; they take: {limits}")
+    raise ValueError(f"{who} {counted(nodes, 'node')}{time}; they take: {limits}")
 
 
 def share(layout: Layout, more: Sequence[str], found: Degrees) -> str:

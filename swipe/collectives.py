@@ -139,8 +139,8 @@ def waiting(operation: str, group: Group | None = None, *, computes: bool = Fals
         raise
     except RuntimeError as error:
         text = str(error).strip()
-        if not any(word in text for word in FAILURES):
-            raise
+        if type(error).__name__ == "AcceleratorError" or not any(word in text for word in FAILURES):
+            raise  # a device of this rank, or a mistake
         if _ending.is_set():
             time.sleep(ENDING_S)
         rank = dist.get_rank() if dist.is_initialized() else 0

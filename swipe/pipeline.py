@@ -195,12 +195,13 @@ class _Run:
     def through(self, steps: Sequence[Step]) -> None:
         """Do the steps."""
         kinds = {"F": self.forward, "B": self.backward}
+        words = {"F": "forward", "B": "backward"}
         for step in steps:
             if isinstance(step, Transfer):
                 self.transfer(step)
             else:
-                what = f"pass {step.at(self.pipeline.stage)} of the pipeline (weights or gradients)"
-                with waiting(what, computes=True):
+                what = f"{words[step.kind]} pass of microbatch {step.microbatch}, stage {self.pipeline.stage}"
+                with waiting(f"{what} (weights or gradients)", computes=True):
                     kinds[step.kind](step)
         while self.sending:
             self.sending.popleft().wait()

@@ -162,7 +162,7 @@ def test_what_others_change_is_taken_over() -> None:
         model.weight.grad = None
         optimizer.step()
         assert optimizer.host[model.weight]._version == before  # nothing new, nothing copied
-    assert "16 bytes per parameter there, 8 on cpu" in str(optimizer)
+    assert "16 bytes per parameter in host memory, and the average; 8 on the device (cpu)" in str(optimizer)
 
 
 def settings(offload: Any) -> RunConfig:

@@ -4,6 +4,12 @@
 # Sources: [site] docs.alcf.anl.gov/aurora, pages PyTorch, oneCCL and known issues, August 2026; [run] the job
 # settings of the published AERIS runs; [ours]. launch/machines.py has the core lists and the mpiexec line.
 
+if [[ -z "${PBS_NODEFILE:-}" ]]; then
+    echo "error: this is for a job on ALCF Aurora, and PBS_NODEFILE is not set: qsub SCRIPT, or qsub -I; elsewhere" \
+        "python -m launch job --machine local -- aeris.train ..." >&2
+    return 2
+fi
+
 # Python, PyTorch with XCCL, oneCCL and MPI of the site. Its functions use unset variables.
 set +u
 module load frameworks

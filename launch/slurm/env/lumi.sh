@@ -6,6 +6,12 @@
 # Sources: [site] docs.lumi-supercomputer.eu and the site's PyTorch course; [ours].
 # launch/machines.py has the core masks and the srun line.
 
+if [[ -z "${SLURM_JOB_ID:-}" ]]; then
+    echo "error: this is for a job on LUMI-G, and SLURM_JOB_ID is not set: sbatch SCRIPT, or salloc; elsewhere" \
+        "python -m launch job --machine local -- aeris.train ..." >&2
+    return 2
+fi
+
 # The site's functions use unset variables.
 set +u
 # [site] The software of the GPU nodes; the version is the newest supported one unless LUMI_STACK says another.
