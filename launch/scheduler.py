@@ -20,7 +20,7 @@ def seconds(duration: str) -> float:
     """
     if duration.isdigit():
         raise ValueError(
-            f"{duration!r} may be hours or minutes: write {duration}:00:00 for hours, {duration}:00 for minutes"
+            f"{duration!r} has no unit: write {duration}:00:00 for hours, {duration}:00 for minutes"
         )
     if not (match := re.fullmatch(_DURATION, duration)):
         raise ValueError(f"{duration!r} is no duration: write hours:minutes:seconds")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from launch import exits, scheduler
@@ -147,8 +148,9 @@ def try_words(check: Sequence[str]) -> None:
             "torch, or give --no-check"
         )
     # An error is one line; what the reader of flags says stands in a frame.
-    framed = [text for line in lines if line.startswith("│") and (text := line.strip("│─ "))]
-    said = lines[-1] if lines[-1].startswith("error: ") else next(iter(framed), lines[-1])
+    framed = [line.strip("│ ") for line in lines if line.startswith("│")]
+    said = " ".join(takewhile(lambda text: not text.startswith("─"), framed))
+    said = lines[-1] if lines[-1].startswith("error: ") or not said else said
     raise ValueError(f"not submitted: aeris.train says: {said.removeprefix('error: ')}")
 
 

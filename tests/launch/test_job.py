@@ -14,12 +14,13 @@ from tests.launch.told import AURORA, HOSTS, LOCAL, Told
 def test_done_at_once(told: Told) -> None:
     told.on(1, "say('loss 0.5', end=''); record(10); checkpoint(10); ended(0, 'done')")
     assert told.job(*LOCAL) == exits.DONE
-    assert "loss 0.5\njob: attempt 1: done: done" in told.said  # a line that did not end
+    assert "loss 0.5\njob: attempt 1: done\n" in told.said  # a line that did not end
     assert told.calls == [
         ["-n", "2", sys.executable, "-m", "aeris.train", "tiny", "--run-dir", str(told.run)]
     ]
     assert "loss 0.5" in (told.run / "job" / "attempt_1.log").read_text()
-    assert told.history("end")[0]["status"] == exits.DONE
+    (end,) = told.history("end")
+    assert (end["status"], end["job"]) == (exits.DONE, "local")
 
 
 def test_the_runs_words_count_not_the_launchers(told: Told) -> None:
@@ -37,13 +38,14 @@ def test_words_of_an_earlier_attempt_are_not_believed(told: Told) -> None:
     told.on(1, "os.kill(os.getpid(), signal.SIGKILL)")
     told.on(2, "ended(2, 'rank 5: --train.batch 0')")
     assert told.job(*LOCAL) == exits.MISTAKE
-    assert "attempt 1: lost: the launcher ended with signal 9" in told.said
+    assert "attempt 1: lost (status 76): the launcher ended with signal 9" in told.said
     assert len(told.calls) == 2  # a mistake is not tried again
 
 
 def test_a_mistake_before_the_run_began(told: Told) -> None:
     told.on(1, "say('Unrecognized options: --nonsense'); sys.exit(2)")
     assert told.job(*LOCAL) == exits.MISTAKE
+    assert "attempt 1: a mistake in the command (status 2)\n" in told.said
     assert len(told.calls) == 1
 
 

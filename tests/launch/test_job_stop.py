@@ -66,8 +66,34 @@ def test_launch_stop_while_the_job_waits_in_the_queue(told: Told) -> None:
     assert run_main(["stop", str(told.run)]) == exits.DONE
     assert told.job(*AURORA, "--resubmit", "again.sh") == exits.STOPPED
     assert f"the next as it starts (rm {told.run / 'job' / 'stop'} takes it back)" in told.said
+    assert "(submit --jobs) start the run again: qdel or scancel removes them" in told.said
     assert told.calls == [] and "ends by python -m launch stop" in told.said
     assert not list(told.run.rglob("stop")) and not (told.directory / "qsub").exists()
+
+
+def test_launch_stop_where_nothing_runs(told: Told) -> None:
+    """Of a finished run nothing is left to stop; else it is said that the next job obeys."""
+    told.run.mkdir()
+    (told.run / "config.json").touch()
+    ended = told.run / "ended.json"
+    for made in (False, True):
+        if made:
+            (told.run / "job").mkdir()
+        ended.write_text('{"status": 0, "why": "done"}')
+        assert run_main(["stop", str(told.run)]) == exits.DONE
+        assert told.capfd.readouterr().out == f"{told.run} is done; nothing to stop\n"
+        assert not list(told.run.rglob("stop"))
+        ended.write_text('{"status": 76, "why": "a rank is lost"}')
+        assert run_main(["stop", str(told.run)]) == exits.DONE
+        said = told.capfd.readouterr().out
+        assert f"no program runs in {told.run} (a rank is lost)" in said
+        assert bool(list(told.run.rglob("stop"))) == made  # without a job it would be forgotten
+        assert ("the next job there ends as it starts" in said) == made
+        assert ("submit --jobs) start the run again: qdel" in said) == made
+    ended.write_text('{"status": 0, "why": "done"}')
+    with journal.alone(told.run / "job", output.Output()):  # one that goes on with the same directory
+        assert run_main(["stop", str(told.run)]) == exits.DONE
+    assert "the run saves after its step" in told.capfd.readouterr().out
 
 
 def test_a_program_that_cannot_be_asked_has_all_the_time(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aeris.config import ParallelConfig
 from aeris.parallelize import choose_degrees
 from aeris.presets import PRESETS
-from launch.layouts import LAYOUTS, Degrees, batch_problem, check, degrees, flag, number
+from launch.layouts import LAYOUTS, Degrees, Limits, batch_problem, check, degrees, flag, number
 from launch.machines import MACHINES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def test_flags_are_read_as_the_trainer_reads_them() -> None:
             10_079,
             12,
             FULL,
-            "10,079 nodes x 12 ranks = 120,948 ranks, but dp 14 x wp 6x6 x pp 20 x sp 12 are 120,960",
+            "10,079 nodes x 12 ranks = 120,948 ranks, but dp 14 x wp 6x6 x pp 20 x sp 12 needs 120,960",
         ),
         (10_081, 12, FULL, "start it on 10,080 nodes, or take dp 15 on 10,800 nodes"),
         (100, 12, FULL, "start it on 10,080 nodes, or take dp 1 on 720 nodes"),
@@ -73,9 +73,14 @@ def test_flags_are_read_as_the_trainer_reads_them() -> None:
             3,
             12,
             Degrees(pp=8),
-            "36 ranks, but dp ? x wp ?x? x pp 8 x sp ? are a multiple of 8: 2 nodes or 4 nodes",
+            "36 ranks, but pp 8 needs a multiple of 8: 2 nodes or 4 nodes would fit",
         ),
-        (5, 12, Degrees(2, 1, 1, 1, 5), "60 ranks, but dp 2 x wp 1x1 x pp 1 x sp 5 are 10"),
+        (5, 12, Degrees(2, 1, 1, 1, 5), "60 ranks, but dp 2 x wp 1x1 x pp 1 x sp 5 needs 10"),
+        (1, 2, Degrees(3), "1 node x 2 ranks = 2 ranks, but dp 3 needs a multiple of 3: 3 nodes would fit"),
+        (1, 2, Degrees(3, wp_y=2), "but dp 3 x wp-y 2 needs a multiple of 6: 3 nodes would fit"),
+        (1, 2, Degrees(3, 1, 2, 1, 1), "dp 3 x wp 1x2 x pp 1 x sp 1 needs 6: start it on 3 nodes"),
+        (-3, 12, FULL, "--nodes -3: it must be 1 or more"),
+        (1, 0, FULL, "--ranks-per-node 0: it must be 1 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused(nodes: int, per_node: int, asked: Degrees, says: str) -> None:
@@ -85,6 +90,57 @@ def test_what_does_not_fit_is_refused(nodes: int, per_node: int, asked: Degrees,
     for dp, count in re.findall(r"dp (\d+) on ([\d,]+) nodes", str(caught.value)):
         other = asked._replace(dp=int(dp))
         assert check(int(count.replace(",", "")), per_node, other) == other
+
+
+@pytest.mark.parametrize(
+    ("nodes", "per_node", "asked", "limits", "says"),
+    [
+        (
+            20_000,
+            12,
+            FULL._replace(dp=0),
+            Limits("here", 10_624),
+            "20,000 nodes, but here has 10,624: dp 14 on",
+        ),
+        (
+            10_800,
+            12,
+            FULL._replace(dp=0),
+            Limits("here", 10_624),
+            "10,800 nodes, but here has 10,624: dp 14 on",
+        ),
+        (
+            10_081,
+            12,
+            FULL._replace(dp=0),
+            Limits("here", 10_624),
+            "dp 14 on 10,080 nodes would fit (here has",
+        ),
+        (
+            100,
+            12,
+            FULL,
+            Limits("here", 500),
+            "sp 12 needs 120,960: no number of nodes fits (here has 500 nodes)",
+        ),
+        (1, 2, Degrees(3), Limits("local", 1, 99), "a multiple of 3: --ranks-per-node 3 on 1 node would fit"),
+        (1, 2, Degrees(3), Limits("here", 9, 12), "3: 3 nodes or --ranks-per-node 3 on 1 node would fit"),
+        (1, 2, Degrees(13), Limits("here", 20, 12), "a multiple of 13: 13 nodes would fit"),
+        (
+            1,
+            2,
+            Degrees(3, 1, 1, 1, 1),
+            Limits("l", 1, 99),
+            "sp 1 needs 3: --ranks-per-node 3 on 1 node would",
+        ),
+        (2, 2, Degrees(3, 1, 1, 1, 1), Limits("h", 9, 9), "needs 3: dp 6 on 3 nodes would fit"),
+    ],
+)
+def test_advice_keeps_to_the_limits(
+    nodes: int, per_node: int, asked: Degrees, limits: Limits, says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        check(nodes, per_node, asked, limits)
 
 
 def test_what_fits_is_filled_in() -> None:

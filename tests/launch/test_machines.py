@@ -161,14 +161,15 @@ def test_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_durations_and_answers() -> None:
-    assert [scheduler.seconds(text) for text in ("90", "30:00", "12:30:00", "1-00:00:01")] == [
-        5400,
+    assert [scheduler.seconds(text) for text in ("30:00", "12:30:00", "1-00:00:01")] == [
         1800,
         45000,
         86401,
     ]
     with pytest.raises(ValueError, match="'a day' is no duration"):
         scheduler.seconds("a day")
+    with pytest.raises(ValueError, match="'90' has no unit: write 90:00:00 for hours, 90:00 for minutes"):
+        scheduler.seconds("90")  # minutes to Slurm, seconds to PBS
     assert [scheduler.clock(s) for s in (59.9, 86400.0, 172800.0)] == ["00:01:00", "24:00:00", "48:00:00"]
     assert scheduler.attributes(QSTAT)["Variable_List"] == "PBS_O_PATH=a:b,RUN_DIR = no line of its own"
     assert scheduler.ask(["true-nobody-has-this"]) == "" == scheduler.ask(["false"])

@@ -1,7 +1,7 @@
 """Job scripts: shellcheck, the same words as `launch submit`, and every one run under pretended schedulers.
 
-The shims (tests/launch/shims) execute the very commands of small runs on two ranks, and of two large
-ones as dry runs; the words of the others are tried here: the mesh must have the ranks of the command line.
+The shims (tests/launch/shims) execute the very commands of a small run on one rank, and of the largest one as
+a dry run; the words of the others are tried here: the mesh must have the ranks of the command line.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ RUNS: dict[str, dict[str, str]] = {
     "pbs/train_1.3b_160nodes.sh": {},
     "pbs/train_13b.sh": {"NODES": "256", "DP": "1"},
     "pbs/train_80b.sh": {"NODES": "1664", "DP": "1"},
-    "pbs/train_1node.sh": {"PRESET": "tiny", "DATA": "sample", "FLAGS": SMALL, "ranks": "2"},
+    "pbs/train_1node.sh": {"PRESET": "tiny", "DATA": "sample", "FLAGS": SMALL, "ranks": "1"},
     "pbs/weak_scaling.sh": {"REPLICAS": "1 2 3", "ranks": "fail 25920"},
     "launch/slurm/train_40b.sh": {},
-    "launch/slurm/train_1.3b.sh": {"PRESET": "1.3b-6h", "ranks": "dry run"},
+    "launch/slurm/train_1.3b.sh": {"PRESET": "1.3b-6h"},
     "launch/slurm/train_1node.sh": {"PRESET": "tiny", "DATA": "sample"},
     "launch/slurm/weak_scaling.sh": {"REPLICAS": "2 4"},
     "pbs/convert.sh": {"FLAGS": "--window 6 --allow-missing-static --dry-run", "PROCESSES": "1"},
@@ -112,6 +112,21 @@ def test_shellcheck() -> None:
     command = [str(checker) if checker.exists() else "shellcheck", "-x", *map(str, (*PBS, *SLURM, *BESIDE))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("script", [*PBS, *SLURM], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_outside_of_a_job_a_script_says_so(script: Path) -> None:
+    """In one line, before it loads anything, and what to use instead."""
+    hidden = ("PBS_", "SLURM_")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    done = subprocess.run(
+        ["bash", script], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and not done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if "aeris" in line]
+    names = ("PBS_NODEFILE", "qsub") if script in PBS else ("SLURM_JOB_ID", "sbatch")
+    assert all(name in line for name in (*names, "python -m launch job --machine local"))
+    assert "module" not in done.stderr
 
 
 @pytest.mark.parametrize("script", [*PBS, *SLURM], ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -268,7 +283,7 @@ def test_wrong_number_of_nodes_is_refused(
 
 @pytest.mark.slow
 def test_small_run_is_real_and_its_forecast_too(runs: dict[str, Future[Ran]], tmp_path: Path) -> None:
-    """On one node: two ranks train and save; the forecast scripts find that run."""
+    """On one node: a rank trains and saves; the forecast scripts find that run."""
     ran = runs["pbs/train_1node.sh"].result()
     (start,) = [words for words in ran.named("mpiexec") if "aeris.train" in words]
     assert start[1:5] == ["-n", "12", "--ppn", "12"]

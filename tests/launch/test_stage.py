@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -56,6 +57,22 @@ def test_what_was_packed_runs_elsewhere(
     assert there.stat().st_ctime_ns == before and "was there" in capfd.readouterr().out
 
 
+def test_pack_and_stage_say_what_they_do(
+    environment: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They take minutes: a line at the start, and one at the end."""
+    archive = tmp_path / "env.tar"
+    count = sum(path.is_symlink() or path.is_file() for path in environment.rglob("*"))
+    assert run_main(["pack", str(environment), str(archive)]) == exits.DONE
+    first, last, *_ = capfd.readouterr().out.splitlines()
+    assert re.fullmatch(rf"packs {re.escape(str(environment))}: {count:,} files, [\d,]+ MiB", first)
+    assert last.startswith(f"{archive}: {count:,} files, ")
+    assert run_main(["stage", str(archive), str(tmp_path)]) == exits.DONE
+    first, last = capfd.readouterr().out.splitlines()
+    assert re.fullmatch(rf"stages {re.escape(str(archive))}, [\d,]+ MiB, on 1 node", first)
+    assert last.endswith(f": on 1 node, {count:,} files, read by each")
+
+
 def test_pieces_are_read_in_linear_time(tmp_path: Path) -> None:
     """As tarfile reads: 10 KiB at a time, of pieces of 16 MiB; copies of what is left took 3 s."""
     (tmp_path / "archive").write_bytes(bytes(2 * stage.PIECE_BYTES + 5))
@@ -77,10 +94,19 @@ def test_what_is_not_packed_is_said(tmp_path: Path, capfd: pytest.CaptureFixture
     said = capfd.readouterr().out
     assert f"what lies in {Path(base).parent} is not in it" in said and "aeris is not in it" in said
     assert stage.environ(root) == {}  # else the ranks would not find it at all
+    record = packages / "aeris_swipe-1.0.dist-info" / "direct_url.json"
+    record.parent.mkdir()
+    record.write_text('{"dir_info": {"editable": true}, "url": "file:///my%20home/aeris"}')
+    assert run_main(["pack", str(root), str(tmp_path / "env.tar")]) == exits.DONE
+    said = capfd.readouterr().out
+    assert "aeris-swipe is installed editable from /my home/aeris: pip install . there first" in said
+    assert "every rank imports it from there" in said and "aeris is not in it" not in said
+    record.write_text('{"dir_info": {}, "url": "file:///my%20home/aeris"}')
     (packages / "aeris").mkdir()
     (root / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
     assert run_main(["pack", str(root), str(tmp_path / "env.tar")]) == exits.DONE
-    assert "not in it" not in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "not in it" not in said and "editable" not in said
     assert stage.environ(root) == {"PYTHONSAFEPATH": "1"}
 
 
@@ -263,5 +289,5 @@ def test_by_mpiexec(archive: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "stage", str(archive), str(tmp_path)]
     found = subprocess.run([mpiexec, "-n", "2", *command], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
-    assert "on 2 nodes, sent by rank 0" in found.stdout
+    assert re.search(r"on 2 nodes, [\d,]+ files, sent by rank 0", found.stdout)
     assert len(list((tmp_path / f"aeris-{os.getuid()}").iterdir())) == 1

@@ -83,7 +83,7 @@ def test_jobs_one_after_the_other(
         return subprocess.CompletedProcess(line, 0, answers[len(called) - 1])
 
     monkeypatch.setattr(subprocess, "run", submitted)
-    words = ["submit", "40b", "--machine", machine, "--nodes", "720", "--jobs", "3"]
+    words = ["submit", "40b", "--machine", machine, "--nodes", "720", "--jobs", "3", "--no-check"]
     assert run_main([*words, "--dry-run"]) == exits.DONE and not called
     lines = [line[9:] for line in capsys.readouterr().out.splitlines() if line.startswith("submits: ")]
     assert run_main(words) == exits.DONE
@@ -106,7 +106,8 @@ def test_submitting_calls_that_very_line(
         return subprocess.CompletedProcess(line, 3, "")
 
     monkeypatch.setattr(subprocess, "run", qsub)
-    words = ["submit", "tiny", "--nodes", "1", "--run-dir", "my runs/a", "--", "--train.images", "40"]
+    words = "submit tiny --nodes 1 --no-check --run-dir".split()
+    words += ["my runs/a", "--", "--train.images", "40"]
     assert run_main(words) == 3  # qsub's own status
     submits, runs, _ = capsys.readouterr().out.splitlines()[-3:]
     assert called == [shlex.split(submits.partition(" ")[2])]
@@ -114,6 +115,55 @@ def test_submitting_calls_that_very_line(
     settings = "PRESET=tiny,NODES=1,RUN_DIR=my runs/a,DATA=sample,FLAGS=--train.images 40,CHAIN="
     assert called[0][-3:] == ["-v", settings, "pbs/train_1node.sh"] and called[0][1:3] == ["-q", "debug"]
     assert shlex.split(runs)[-2:] == ["--train.images", "40"] and "--parallel" not in runs
+
+
+@pytest.mark.parametrize(
+    ("prints", "says"),
+    [
+        ("error: --train.batch 3 is odd", "not submitted: aeris.train says: --train.batch 3 is odd"),
+        (
+            "╭─ Unrecognized options ─╮\n│ Unrecognized options:  │\n│ --train.nonsense, 280  │\n│ ───── │\n"
+            "│ For full helptext, run │\n╰────────────────────────╯",
+            "not submitted: aeris.train says: Unrecognized options: --train.nonsense, 280",
+        ),
+        ("Traceback\nModuleNotFoundError: No module named 'torch'", "torch, or give --no-check"),
+        ("", "not submitted: aeris.train says: status 2"),
+    ],
+)
+def test_what_the_program_refuses_is_not_submitted(
+    prints: str,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The very words that are printed as the check are tried; those of a dry run are not."""
+    fake, asked, given = tmp_path / "python", tmp_path / "asked", tmp_path / "given"
+    fake.write_text(f"#!/bin/sh\necho $@ > {asked}\ncat >&2 <<'END'\n{prints}\nEND\nexit 2\n")
+    (tmp_path / "qsub").write_text(f"#!/bin/sh\ntouch {given}\n")
+    for path in (fake, tmp_path / "qsub"):
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "executable", str(fake))
+    words = ["submit", "tiny", "--nodes", "1", "--"]
+    assert run_main([*words[:-1], "--dry-run"]) == exits.DONE and not asked.exists()
+    assert "12 ranks, the layout is chosen at the start" in capsys.readouterr().out
+    assert run_main([*words, "--train.nonsense", "280"]) == exits.MISTAKE and not given.exists()
+    said = capsys.readouterr()
+    assert f"check:   python {asked.read_text()}" in said.out
+    assert len(said.err.splitlines()) == 1 and says in said.err
+    assert run_main([*words[:-1], "--no-check"]) == exits.DONE and given.exists()
+    fake.write_text("#!/bin/sh\n")
+    given.unlink()
+    assert run_main(words) == exits.DONE and given.exists()
+
+
+@pytest.mark.slow
+def test_a_flag_that_is_unknown_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the real program says it."""
+    assert run_main(["submit", "tiny", "--nodes", "1", "--", "--train.nonsense", "280"]) == exits.MISTAKE
+    said = "error: not submitted: aeris.train says: Unrecognized options: --train.nonsense, 280\n"
+    assert capsys.readouterr().err == said
 
 
 def test_lumi(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,14 +195,20 @@ def test_lumi(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         ("5b --nodes 1", "no layout of '5b' for alcf-aurora"),
         ("40b --nodes 720 --run-dir a,b", "RUN_DIR is 'a,b': ',' cannot travel to a job"),
-        ("tiny --nodes 0", "0 nodes x 12 ranks = 0 ranks"),
+        ("tiny --nodes 0", "--nodes 0: it must be 1 or more"),
+        ("40b --nodes 20000", "20,000 nodes, but alcf-aurora has 10,624: dp 14 on 10,080 nodes would fit"),
+        ("tiny --nodes 1 --walltime 2", "'2' has no unit: write 2:00:00 for hours, 2:00 for minutes"),
+        (
+            "tiny --nodes 1 --walltime 19:59",
+            "a job saves 00:15:00 before its end, so give it 00:20:00 or more",
+        ),
         ("tiny --nodes 1 --jobs 2", "--jobs 2: queue debug takes one job of a user"),
         ("40b --nodes 720 --jobs 0", "--jobs 0: it must be 1 or more"),
         ("40b --nodes 720 -- --account x", "--account stands after --, where flags of aeris.train are"),
         ("40b --nodes 720 -- --run_dir=x", "--run-dir stands after --"),
         (
             "40b --nodes 720 -- --parallel.pp 10 --parallel.dp 3",  # what comes after replaces the layout's
-            "dp 3 x wp 6x6 x pp 10 x sp 12 are 12,960",
+            "dp 3 x wp 6x6 x pp 10 x sp 12 needs 12,960",
         ),
     ],
 )
@@ -174,7 +230,7 @@ def test_elsewhere_and_without_a_scheduler(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_main(["submit", "tiny", "--nodes", "1"]) == exits.MISTAKE
+    assert run_main(["submit", "tiny", "--nodes", "1", "--no-check"]) == exits.MISTAKE
     assert "qsub is not here: submit from a login node of alcf-aurora" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert run_main(["submit", "tiny", "--nodes", "1"]) == exits.MISTAKE

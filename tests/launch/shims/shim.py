@@ -85,15 +85,13 @@ def leave(program: Sequence[str], ranks: int, status: int) -> int:
 
 
 def probe(program: Sequence[str], hosts: Sequence[str], per_node: int) -> int:
-    """Measure this machine as one rank, and let every rank of every host say the same.
+    """Let every rank of every host say the same, of a machine; real probes are started in test_preflight.py.
 
     Not for more than two hosts, which costs the tests too much: then the launcher fails.
     """
     if len(hosts) > 2:
         refuse("no preflight on so many hosts")
-    environ = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
-    measured = subprocess.run(program, env=environ, stdout=subprocess.PIPE, text=True, check=True)
-    values = json.loads(measured.stdout.partition("PROBE ")[2])
+    values = {"phase": "alone", "gemm_tflops": 1.0, "memory_gbs": 1.0, "free_gib": 1.0}
     links = {"sum_gbs": 1.0, "next_gbs": 1.0, "previous_gbs": 1.0}
     for rank in range(len(hosts) * per_node):
         place = {"rank": rank, "local_rank": rank % per_node, "host": hosts[rank // per_node]}
