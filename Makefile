@@ -59,8 +59,9 @@ demo: $(VENV)/.user
 	$(PY) -m aeris.evaluate $(RUN)/forecast.zarr --truth aeris/data/sample --out $(RUN)/scores; \
 	{ set +x; } 2>/dev/null; echo "demo finished in $$(($$(date +%s) - start)) s"'
 
+# Two at a time, file by file: most tests need one core, some start ranks of their own.
 test: $(VENV)/.developer
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: lint types test
 

@@ -35,6 +35,7 @@ EXTRAS = {
         "mypy==2.4.1",
         "pre-commit>=3.7",
         "pytest>=8.2",
+        "pytest-xdist>=3.6",
         "ruff==0.17.5",
         "scores>=2.0",
         "scoringrules>=0.8",

@@ -79,13 +79,13 @@ class Speaker:
         stderr.print(Text.assemble(("error: ", "bold red"), f"{whose}{text}"))
 
     def wait_for_turn(self) -> None:
-        """Let ranks before this one speak first, the later the longer: rank 1 for 1 s, rank 100,000 for 9 s.
+        """Let ranks before this one speak first, the later the longer: rank 1 for 2 s, rank 100,000 for 10 s.
 
         A launcher ends all ranks when one ends. So where rank 0 has the same error, or has lost the same
         rank, it has said so by then, and this one is no more; of 100,000 ranks a few lines are left.
         """
         if self.rank:
-            time.sleep(1.0 + 0.5 * math.log2(self.rank))
+            time.sleep(2.0 + 0.5 * math.log2(self.rank))
 
     def say_end(self, text: str) -> None:
         """Say, on rank 0, that the program ends early, as it was asked to."""

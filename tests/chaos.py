@@ -64,6 +64,8 @@ def be_a_rank(words: tuple[str, ...], variables: dict[str, str], output: str) ->
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(variables)
+    # The server may have been started for data workers, which are to ignore these (aeris/data/loader.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     sys.argv = ["aeris.train", *words]
     from aeris.log import run_program
     from aeris.train import main

@@ -6,10 +6,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import signal
+import threading
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what runs in the background with Ctrl-C ignored, and what is started from here inherits it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -130,13 +130,13 @@ def test_a_bug_on_one_of_several_ranks_names_it(
 
 
 def test_ranks_speak_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 0 at once; of 120,960 ranks few within the seconds a launcher needs, and all within ten."""
+    """Rank 0 at once; of 120,960 ranks few within the seconds a launcher needs, and all within eleven."""
     waits: list[float] = []
     monkeypatch.setattr(log.time, "sleep", waits.append)
     for rank in range(120_960):
         Speaker(rank, 120_960).wait_for_turn()
-    assert len(waits) == 120_959 and waits == sorted(waits) and waits[0] == 1.0 and waits[-1] < 10
-    assert sum(wait <= 2.0 for wait in waits) == 4
+    assert len(waits) == 120_959 and waits == sorted(waits) and waits[0] == 2.0 and waits[-1] < 11
+    assert sum(wait <= 3.0 for wait in waits) == 4
 
 
 def test_torchrun_is_told_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def run(conversion: Conversion, track: Track = silent) -> None:
     except OSError as error:
         raise StoreError(
             f"cannot write {conversion.partial}: {error.strerror or error}; "
-            "what is written so far stays, and the same command goes on from there"
+            "what is written so far stays, and the same command goes on from there",
+            of_a_file=True,
         ) from None
 
 

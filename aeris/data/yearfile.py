@@ -25,7 +25,15 @@ FIELD_BYTES = np.dtype(np.float32).itemsize
 
 
 class StoreError(ValueError):
-    """A store cannot be used; says in one sentence what is wrong and what to do."""
+    """A store cannot be used; says in one sentence what is wrong and what to do.
+
+    Attributes:
+        of_a_file: whether the file system is to blame, not the user: the program ends with another status.
+    """
+
+    def __init__(self, text: str, of_a_file: bool = False) -> None:
+        super().__init__(text)
+        self.of_a_file = of_a_file
 
 
 class YearFile:

@@ -301,7 +301,9 @@ def test_the_optimizer_may_be_in_host_memory(weather: tuple[str, str], base: Pat
     whole = go(config, tmp_path / "whole")
     go(replace(config, train=replace(config.train, images=2)), tmp_path / "parts")
     parts = go(offloaded, tmp_path / "parts")
-    assert parts.images_seen == 4 and str(parts.optimizer).startswith("torch's fused AdamW on the host")
+    assert parts.images_seen == 4 and str(parts.optimizer).startswith(
+        "torch's fused AdamW (--optimizer.offload"
+    )
     assert whole.tensors().keys() == parts.tensors().keys()
     for name, value in whole.tensors().items():
         assert torch.equal(value, parts.tensors()[name]), name
