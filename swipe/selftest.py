@@ -246,8 +246,10 @@ class _Trial:
                 Message(peer, torch.zeros(self.count, dtype=torch.bfloat16, device=self.device), tags[1])
                 for peer in (peers if (back if ahead else forward) else ())
             ]
-            how = {"policy": policy, "sends_first": sends_first, "pairs": pairs}
-            under_way.append(exchange(sends, empty, "messages between stages", **how))  # type: ignore[arg-type]
+            what = "messages between stages"
+            under_way.append(
+                exchange(sends, empty, what, policy=policy, sends_first=sends_first, pairs=pairs)
+            )
             receives += [(turn, message) for message in empty]
         for pending in under_way:
             pending.wait()
