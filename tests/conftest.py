@@ -1,4 +1,4 @@
-"""What every test shares: few threads, a fixed seed, and the `gpu` mark."""
+"""What every test shares: few threads, a fixed seed, being one process, and the `gpu` mark."""
 
 import os
 
@@ -11,6 +11,8 @@ import threading
 
 import pytest
 import torch
+
+from aeris.log import speaker
 
 torch.set_num_threads(1)
 # A shell starts what runs in the background with Ctrl-C ignored, and what is started from here inherits it.
@@ -31,3 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _fixed_seed() -> None:
     """Start every test from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> None:
+    """Start every test as the only rank, whichever rank a program in an earlier test pretended to be."""
+    speaker.take_turn(0)

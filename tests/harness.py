@@ -119,6 +119,8 @@ def _fork_ranks(
         for pid in pids:
             os.kill(pid, signal.SIGUSR1)  # prints the stack
         time.sleep(0.5)
+    for pid in pids:  # all stand still before the first is gone: none shall raise because of that
+        os.kill(pid, signal.SIGSTOP)
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
