@@ -167,8 +167,12 @@ def share_weights(model: Swin, seat: Seat) -> None:
 def make_pipeline(
     model: Swin, seat: Seat, loss: Callable[[Tensor, Any], Tensor], schedule: str = "1f1b"
 ) -> Pipeline:
-    """Link this rank's stage to its neighbours; a collective call over all ranks."""
-    return Pipeline.linked(model, loss, seat.layout, seat.groups, seat.shifts, schedule)
+    """Link this rank's stage to its neighbours; a collective call over all ranks.
+
+    The microbatches of a step share one copy of the weights in the type of the products.
+    """
+    model.keep_casts()
+    return Pipeline.linked(model, loss, seat.layout, seat.groups, seat.shifts, schedule, model.drop_casts)
 
 
 def make_network(model: Swin, seat: Seat, channels: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -51,6 +51,7 @@ class Pipeline:
         schedule: a name in `SCHEDULES`.
         policy: how messages between stages are posted.
         pairs: for the policy "parity": a process group of two ranks for every peer.
+        finish: called when all passes of a step are done or one has failed, before the weights change.
 
     Attributes:
         stopwatch: if it is set, measures the passes of training, without waiting for neighbours. Whoever sets
@@ -74,6 +75,7 @@ class Pipeline:
         schedule: str = "1f1b",
         policy: Policy = "async",
         pairs: dict[int, Any] | None = None,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         runs = [
             name for name, table in SCHEDULES.items() if not {a.kind for a in table(1, 1)[0]} & {"I", "W"}
@@ -83,6 +85,7 @@ class Pipeline:
         self.model, self.loss, self.schedule = model, loss, schedule
         self.stage, self.stages = stage, stages
         self.before, self.after, self.policy, self.pairs = before, after, policy, pairs
+        self.finish = finish
         self.stopwatch: Stopwatch | None = None
         self.peak_in_flight = self.peak_buffers = 0
         # Shape and type of what is sent or received, by the shapes of the conditions (all stages have those).
@@ -98,11 +101,13 @@ class Pipeline:
         groups: Groups,
         shifts: tuple[int, int] = (0, 0),
         schedule: str = "1f1b",
+        finish: Callable[[], None] = lambda: None,
     ) -> Pipeline:
         """Make this rank's stage and link it to its neighbours; a collective call over all ranks.
 
         Args:
             shifts: of the tiling (+1, 0, -1) on the edges from the stage before and to the stage after.
+            finish: see `Pipeline`.
         """
         stage, stages = groups.dims.coordinate(groups.rank).pp, groups.dims.pp
         before, after = None, None
@@ -126,6 +131,7 @@ class Pipeline:
             schedule=schedule,
             policy=groups.policy,
             pairs=pairs,
+            finish=finish,
         )
 
     def step(self, microbatches: Iterable[Microbatch], count: int) -> Tensor:
@@ -193,6 +199,13 @@ class _Run:
         pipeline.peak_in_flight = pipeline.peak_buffers = 0
 
     def through(self, steps: Sequence[Step]) -> None:
+        """Do the steps, and whatever happens finish the pipeline's."""
+        try:
+            self.do(steps)
+        finally:
+            self.pipeline.finish()
+
+    def do(self, steps: Sequence[Step]) -> None:
         """Do the steps."""
         kinds = {"F": self.forward, "B": self.backward}
         words = {"F": "forward", "B": "backward"}

@@ -1,6 +1,7 @@
 """The small parts of the network: linear maps, modulated RMSNorm, SwiGLU, time and place encodings.
 
-Parameters are fp32; products run in the type of the tokens, so a weight is cast where it is used.
+Parameters are fp32; products run in the type of the tokens, so a weight is cast where it is used: once for
+all microbatches of a step in training.
 
 Shapes: B batch, N windows, T tokens per window, C channels, D width.
 """
@@ -8,6 +9,7 @@ Shapes: B batch, N windows, T tokens per window, C channels, D width.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,52 @@ from aeris.model.fused import modulated_norm, swiglu
 
 
 class Linear(nn.Linear):
-    """A linear map whose weight follows the type of its input."""
+    """A linear map whose weight follows the type of its input.
+
+    Attributes:
+        keeps_cast: keep the weight in the type of the products until `drop_cast`, for whoever promises that
+            the weight does not change till then and that gradients are taken by `backward`.
+        cast: what is kept.
+    """
+
+    keeps_cast = False
+    cast: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply x W' + b in the type of `x`: [..., in] -> [..., out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return F.linear(x, self.weight_in(x.dtype), bias)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in another type; microbatches that are in flight together share it."""
+        # A compiled block casts inside its own kernels, and makes the copy again in its backward pass.
+        if dtype == self.weight.dtype or not self.keeps_cast or torch.compiler.is_compiling():
+            return self.weight.to(dtype)
+        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        if self.cast is None or self.cast.dtype != dtype or self.cast.requires_grad != learns:
+            self.cast = _Cast.apply(self.weight, dtype)
+        return self.cast
+
+    def drop_cast(self) -> None:
+        """Free what is kept, before the weight changes."""
+        self.cast = None
+
+
+class _Cast(torch.autograd.Function):
+    """A weight in another type. Its gradient is added where the gradient is kept, in one pass over it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.weight = weight
+        return weight.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        total = ctx.weight.grad
+        if total is None:
+            return grads[0].to(ctx.weight.dtype), None
+        total.add_(grads[0])
+        return None, None
 
 
 class ModulatedNorm(nn.Module):

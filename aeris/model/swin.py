@@ -181,6 +181,23 @@ class Swin(nn.Module):
         """Return the shift on the edge into `unit`; 0 into this stage's first, where the pipeline shifts."""
         return 0 if unit == self.units.start else edge(unit, self.config.layers)
 
+    def keep_casts(self) -> None:
+        """Keep weights in the type of the products from their first use until `drop_casts` (see `Linear`)."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.keeps_cast = True
+
+    def casts(self) -> list[Tensor]:
+        """List the weights that are kept in the type of the products."""
+        linears = (module for module in self.modules() if isinstance(module, Linear))
+        return [linear.cast for linear in linears if linear.cast is not None]
+
+    def drop_casts(self) -> None:
+        """Free them, before the weights change."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.drop_cast()
+
     def parts(self) -> list[nn.Module]:
         """List the modules that hold most of the weights, in the order of the forward pass."""
         blocks = [block for layer in self.layers.values() for block in layer.children()]
