@@ -57,28 +57,41 @@ class _ModulatedNorm(torch.autograd.Function):
         return d_x, d_scale, d_shift, None, None
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate the second half of the features by the first: silu(gate) * up, [..., 2m] -> [..., m]."""
-    return _SwiGLU.apply(gate_up)
+def swiglu_down(gate_up: Tensor, weight: Tensor) -> Tensor:
+    """Gate one half of the features by the other, and map them down: (silu(gate) * up) W', [..., 2m] -> [..., D].
+
+    Only `gate_up` is kept for the backward pass, which makes the m gated features again: two passes over them
+    for half of what a block would keep of its MLP.
+
+    Args:
+        gate_up: features, first those of the gate.
+        weight: W [D, m], of the same type.
+    """
+    return _SwiGLUDown.apply(gate_up, weight)
 
 
-class _SwiGLU(torch.autograd.Function):
+class _SwiGLUDown(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        active = F.silu(gate)
-        ctx.save_for_backward(gate_up, active)
-        return active * up
+        ctx.save_for_backward(gate_up, weight)
+        return F.linear(F.silu(gate).mul_(up), weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        gate_up, active = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate_up, weight = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
+        d_gated = grads[0] @ weight
         d_gate_up = torch.empty_like(gate_up)
         d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-        d_gate.copy_(torch.ops.aten.silu_backward(grads[0] * up, gate))
-        torch.mul(grads[0], active, out=d_up)
-        return d_gate_up
+        active = F.silu(gate)
+        torch.mul(d_gated, active, out=d_up)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            gated = active.mul_(up)
+            d_weight = grads[0].flatten(0, -2).t() @ gated.flatten(0, -2)
+        d_gate.copy_(torch.ops.aten.silu_backward(d_gated.mul_(up), gate))
+        return d_gate_up, d_weight
 
 
 def split_heads(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeris.model.fused import modulated_norm, swiglu
+from aeris.model.fused import modulated_norm, swiglu_down
 
 
 class Linear(nn.Linear):
@@ -102,7 +102,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated MLP token by token."""
-        return self.down(swiglu(self.gate_up(x)))
+        return swiglu_down(self.gate_up(x), self.down.weight_in(x.dtype))
 
 
 class Modulation(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from aeris.model.fused import modulated_norm, split_heads, swiglu
+from aeris.model.fused import modulated_norm, split_heads, swiglu_down
 from aeris.model.rope import rope_tables
 
 
@@ -45,9 +45,17 @@ def test_modulated_norm_accumulates_in_fp32() -> None:
     assert y.dtype == torch.bfloat16
 
 
-def test_swiglu() -> None:
-    """silu(gate) up."""
-    same(swiglu, lambda x: F.silu(x[..., :5]) * x[..., 5:], [torch.randn(3, 4, 10, dtype=torch.float64)])
+def test_swiglu_down() -> None:
+    """(silu(gate) up) W'."""
+
+    def naive(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.silu(x[..., :5]) * x[..., 5:], weight)
+
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in ((3, 4, 10), (7, 5))]
+    same(swiglu_down, naive, inputs)
+    x, weight = inputs
+    frozen = swiglu_down(x.requires_grad_(), weight.requires_grad_(False))
+    assert torch.autograd.grad(frozen.sum(), x)[0].shape == x.shape
 
 
 @pytest.mark.parametrize("rotated", [True, False])
