@@ -161,7 +161,7 @@ def build_model(
 
 def share_weights(model: Swin, seat: Seat) -> None:
     """Divide a stage's weights over the ranks that hold it; gradients become means over them."""
-    shard(model, model.parts(), seat.groups.weights)
+    shard(model, model.parts(), seat.groups.weights, model.products(), torch.bfloat16)
 
 
 def make_pipeline(

@@ -23,7 +23,7 @@ from swipe.edge import Arriving, Edge
 from swipe.groups import Groups, make_pairs
 from swipe.layout import WindowLayout
 from swipe.schedule import SCHEDULES, Action, Step, Transfer, lower
-from swipe.sharding import drop_gathered, last_backward
+from swipe.sharding import drop_gathered, gather_ahead, last_backward
 from swipe.stopwatch import Stopwatch
 
 
@@ -56,6 +56,7 @@ class Pipeline:
     Attributes:
         stopwatch: if it is set, measures the passes of training, without waiting for neighbours. Whoever sets
             it takes its time after every step.
+        has_run: whether a step or an evaluation has come to its end.
         peak_in_flight: most microbatches whose activations were alive at once, in the last step.
         peak_buffers: most tensors being received at once, in the last step.
 
@@ -87,6 +88,7 @@ class Pipeline:
         self.before, self.after, self.policy, self.pairs = before, after, policy, pairs
         self.finish = finish
         self.stopwatch: Stopwatch | None = None
+        self.has_run = False
         self.peak_in_flight = self.peak_buffers = 0
         # Shape and type of what is sent or received, by the shapes of the conditions (all stages have those).
         self.sent: dict[Any, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -200,10 +202,13 @@ class _Run:
 
     def through(self, steps: Sequence[Step]) -> None:
         """Do the steps, and whatever happens finish the pipeline's."""
+        if self.pipeline.has_run:  # torch's FSDP2 sets itself up in the first pass
+            gather_ahead(self.pipeline.model)
         try:
             self.do(steps)
         finally:
             self.pipeline.finish()
+        self.pipeline.has_run = True
 
     def do(self, steps: Sequence[Step]) -> None:
         """Do the steps."""

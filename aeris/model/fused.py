@@ -57,41 +57,83 @@ class _ModulatedNorm(torch.autograd.Function):
         return d_x, d_scale, d_shift, None, None
 
 
-def swiglu_down(gate_up: Tensor, weight: Tensor) -> Tensor:
-    """Gate one half of the features by the other, and map them down: (silu(gate) * up) W', [..., 2m] -> [..., D].
+def product(x: Tensor, weight: Tensor, cast: Tensor) -> Tensor:
+    """Return x W', [..., in] -> [..., out], by a copy of the weight; the gradient goes to the weight itself.
+
+    Args:
+        x: features in the type of the copy.
+        weight: W [out, in], a leaf in a wider type. Its gradient is added to its `.grad` in one pass.
+        cast: the copy, which many microbatches share.
+    """
+    return _Product.apply(x, cast, weight)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cast: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, cast)
+        ctx.weight = weight
+        return F.linear(x, cast)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, cast = ctx.saved_tensors
+        d_x = grads[0] @ cast if ctx.needs_input_grad[0] else None
+        d_weight = _outer(grads[0], x) if ctx.needs_input_grad[2] else None
+        return d_x, None, _add(d_weight, ctx.weight)
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight from those of its outputs and from its inputs: grad' x."""
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def _add(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Add to the gradient a weight has, in its type; if it has none, return what autograd makes its first."""
+    if gradient is None or weight.grad is None:
+        return None if gradient is None else gradient.to(weight.dtype)
+    weight.grad.add_(gradient)
+    return None
+
+
+def swiglu_down(gate_up: Tensor, cast: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Gate half of the features by the other half, and map down: (silu(gate) up) W', [..., 2m] -> [..., D].
 
     Only `gate_up` is kept for the backward pass, which makes the m gated features again: two passes over them
     for half of what a block would keep of its MLP.
 
     Args:
         gate_up: features, first those of the gate.
-        weight: W [D, m], of the same type.
+        cast: W [D, m] in their type.
+        weight: whose copy `cast` is, if it is one outside of autograd: see `product`.
     """
-    return _SwiGLUDown.apply(gate_up, weight)
+    return _SwiGLUDown.apply(gate_up, cast, weight)
 
 
 class _SwiGLUDown(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, cast: Tensor, weight: Tensor | None) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        ctx.save_for_backward(gate_up, weight)
-        return F.linear(F.silu(gate).mul_(up), weight)
+        ctx.save_for_backward(gate_up, cast)
+        ctx.weight = weight
+        return F.linear(F.silu(gate).mul_(up), cast)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
-        gate_up, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate_up, cast = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        d_gated = grads[0] @ weight
+        d_gated = grads[0] @ cast
         d_gate_up = torch.empty_like(gate_up)
         d_gate, d_up = d_gate_up.chunk(2, dim=-1)
         active = F.silu(gate)
         torch.mul(d_gated, active, out=d_up)
         d_weight = None
-        if ctx.needs_input_grad[1]:
-            gated = active.mul_(up)
-            d_weight = grads[0].flatten(0, -2).t() @ gated.flatten(0, -2)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            d_weight = _outer(grads[0], active.mul_(up))
         d_gate.copy_(torch.ops.aten.silu_backward(d_gated.mul_(up), gate))
-        return d_gate_up, d_weight
+        if ctx.weight is None:
+            return d_gate_up, d_weight, None
+        return d_gate_up, None, _add(d_weight, ctx.weight)
 
 
 def split_heads(

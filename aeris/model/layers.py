@@ -9,13 +9,12 @@ Shapes: B batch, N windows, T tokens per window, C channels, D width.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aeris.model.fused import modulated_norm, swiglu_down
+from aeris.model.fused import modulated_norm, product, swiglu_down
 
 
 class Linear(nn.Linear):
@@ -24,7 +23,7 @@ class Linear(nn.Linear):
     Attributes:
         keeps_cast: keep the weight in the type of the products until `drop_cast`, for whoever promises that
             the weight does not change till then and that gradients are taken by `backward`.
-        cast: what is kept.
+        cast: what is kept, outside of autograd.
     """
 
     keeps_cast = False
@@ -32,39 +31,28 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply x W' + b in the type of `x`: [..., in] -> [..., out]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight_in(x.dtype), bias)
+        cast = self.weight_in(x.dtype)
+        if self.adds_gradient(cast):
+            y = product(x, self.weight, cast)
+            return y if self.bias is None else y + self.bias.to(x.dtype)
+        return F.linear(x, cast, None if self.bias is None else self.bias.to(x.dtype))
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in another type; microbatches that are in flight together share it."""
+        """Return the weight in another type; microbatches that are in flight together share what is kept."""
         # A compiled block casts inside its own kernels, and makes the copy again in its backward pass.
         if dtype == self.weight.dtype or not self.keeps_cast or torch.compiler.is_compiling():
             return self.weight.to(dtype)
-        learns = self.weight.requires_grad and torch.is_grad_enabled()
-        if self.cast is None or self.cast.dtype != dtype or self.cast.requires_grad != learns:
-            self.cast = _Cast.apply(self.weight, dtype)
+        if self.cast is None or self.cast.dtype != dtype:
+            self.cast = self.weight.detach().to(dtype)
         return self.cast
+
+    def adds_gradient(self, cast: Tensor) -> bool:
+        """Tell whether `cast` is what is kept, so that autograd does not know whose gradient it has."""
+        return cast is self.cast
 
     def drop_cast(self) -> None:
         """Free what is kept, before the weight changes."""
         self.cast = None
-
-
-class _Cast(torch.autograd.Function):
-    """A weight in another type. Its gradient is added where the gradient is kept, in one pass over it."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.weight = weight
-        return weight.to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
-        total = ctx.weight.grad
-        if total is None:
-            return grads[0].to(ctx.weight.dtype), None
-        total.add_(grads[0])
-        return None, None
 
 
 class ModulatedNorm(nn.Module):
@@ -102,7 +90,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the gated MLP token by token."""
-        return swiglu_down(self.gate_up(x), self.down.weight_in(x.dtype))
+        cast = self.down.weight_in(x.dtype)
+        weight = self.down.weight if self.down.adds_gradient(cast) else None
+        return swiglu_down(self.gate_up(x), cast, weight)
 
 
 class Modulation(nn.Module):

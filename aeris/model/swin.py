@@ -199,9 +199,23 @@ class Swin(nn.Module):
                 module.drop_cast()
 
     def parts(self) -> list[nn.Module]:
-        """List the modules that hold most of the weights, in the order of the forward pass."""
-        blocks = [block for layer in self.layers.values() for block in layer.children()]
+        """List modules whose weights travel together, in the order of the forward pass.
+
+        In bf16 runs those whose weights are used in fp32 only; `products` has the others.
+        """
+        blocks: list[nn.Module] = [] if self.products() else [*self.blocks()]
         return [*([self.embed] if self.embed else []), *blocks, *([self.head] if self.head else [])]
+
+    def products(self) -> list[list[nn.Module]]:
+        """List, block by block, the modules whose weights are used in bf16 only; none in other runs."""
+        if self.config.precision != "bf16":
+            return []
+        return [[block.attention, block.mlp] for block in self.blocks()]
+
+    def blocks(self) -> list[Block]:
+        """List the blocks of all layers."""
+        modules = (block for layer in self.layers.values() for block in layer.children())
+        return [block for block in modules if isinstance(block, Block)]
 
     def rotary_tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the rotary tables on `device` in the type of the products, computed once."""

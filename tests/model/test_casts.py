@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from aeris.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from aeris.model import layers
-from aeris.model.initialise import initialise
 from aeris.model.swin import Swin
 from aeris.parallelize import (
     build_model,
@@ -45,14 +43,21 @@ def built(run: RunConfig, keeps: bool) -> tuple[Swin, Pipeline]:
     """This rank's stage and pipeline; `keeps` False casts in every pass."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     seat = take_seat(run, CHANNELS, choose_degrees(run, world), rank, torch.device("cpu"))
-    model = build_model(MODEL, *CHANNELS, seat.layout, seat.device, seat.units)
-    initialise(model, 0)
+    model = build_model(run.model, *CHANNELS, seat.layout, seat.device, seat.units)
+    scatter_weights(model)
     share_weights(model, seat)
     pipeline = make_pipeline(model, seat, lambda y, target: (y - target).square().mean())
     for module in model.modules():
         if hasattr(module, "keeps_cast"):
             module.keeps_cast = keeps
     return model, pipeline
+
+
+def scatter_weights(model: Swin) -> None:
+    """Give every weight a gradient: as a network starts, gates are shut and most have none."""
+    torch.manual_seed(1)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
 
 
 def microbatches(model: Swin) -> list[Microbatch]:
@@ -91,6 +96,23 @@ def differences(parallel: dict[str, int]) -> list[str]:
     return found + [name for a, b in zip(kept, cast) for name in a if not torch.equal(a[name], b[name])]
 
 
+def wide_gradients(parallel: dict[str, int]) -> dict[str, Tensor]:
+    """The gradients of a step whose products are fp32."""
+    run = config(**parallel)
+    model, pipeline = built(replace(run, model=replace(MODEL, precision="fp32", residual="fp32")), keeps=True)
+    pipeline.step(microbatches(model), COUNT)
+    return {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+def far_from_fp32(parallel: dict[str, int]) -> dict[str, float]:
+    """How far the gradients of a bf16 step are from those of an fp32 one, relative, weight by weight."""
+    exact = wide_gradients(parallel)
+    model, pipeline = built(config(**parallel), keeps=True)
+    pipeline.step(microbatches(model), COUNT)
+    found = {name: full(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return {name: float((found[name] - g).norm() / g.norm()) for name, g in exact.items()}
+
+
 def test_numbers_are_the_same_to_the_bit() -> None:
     assert differences({}) == []
 
@@ -104,14 +126,24 @@ def test_numbers_are_the_same_on_two_ranks(parallel: dict[str, int]) -> None:
 def casts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The weights that are cast, as often as they are."""
     made: list[Tensor] = []
-    forward = layers._Cast.forward
+    weight_in = layers.Linear.weight_in
 
-    def counting(ctx: Any, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        made.append(weight)
-        return forward(ctx, weight, dtype)
+    def counting(linear: layers.Linear, dtype: torch.dtype) -> Tensor:
+        kept = linear.cast
+        cast = weight_in(linear, dtype)
+        if cast is not kept and cast is not linear.weight:
+            made.append(linear.weight)
+        return cast
 
-    monkeypatch.setattr(layers._Cast, "forward", staticmethod(counting))
+    monkeypatch.setattr(layers.Linear, "weight_in", counting)
     return made
+
+
+@pytest.mark.parametrize("parallel", [{}, {"dp": 2}, {"sp": 2}], ids=str)
+def test_every_microbatch_is_in_the_gradient(parallel: dict[str, int]) -> None:
+    """As bf16 says it: a gradient that came too late to be reduced would be off by half."""
+    for far in run_distributed(far_from_fp32, 2, parallel) if parallel else [far_from_fp32(parallel)]:
+        assert max(far.values()) < 0.05, far
 
 
 def test_a_weight_is_cast_once_a_step(casts: list[Tensor]) -> None:
@@ -144,8 +176,7 @@ def test_a_forecast_sees_weights_as_they_are() -> None:
     run = config()
     seat = take_seat(run, CHANNELS, choose_degrees(run, 1), 0, torch.device("cpu"))
     model = build_model(MODEL, *CHANNELS, make_layout(MODEL), "cpu")
-    initialise(model, 0)
-    torch.nn.init.normal_(model.head.out.weight)
+    scatter_weights(model)
     network = make_network(model, seat, CHANNELS[1])
     one = microbatches(model)[0]
     before = network(one.x, one.conditions[0])
