@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aeris.config import RunConfig
-from aeris.flops import flops_per_sample, recompute_flops
+from aeris.flops import flops_per_sample, published_flops, work
 from aeris.model.attention import Layout
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model, make_layout
@@ -71,7 +71,7 @@ def costs(config: RunConfig, channels: int) -> dict[str, Any]:
     plain = dataclasses.replace(config.model, compile=False)  # what counts bytes cannot be compiled
     model = build_model(plain, *counts, FusedLayout(make_layout(config.model)), "meta")
     parameters = sum(p.numel() for p in model.parameters())
-    parts = flops_per_sample(config.model, *counts)
+    parts, passes = flops_per_sample(config.model, *counts), work(config.model, *counts).values()
     memory, host = {name: parameters * size for name, size in BYTES_PER_PARAMETER.items()}, 0
     if config.optimizer.offload != "none":
         memory |= {"optimizer": 0, "ema": 0}
@@ -82,7 +82,9 @@ def costs(config: RunConfig, channels: int) -> dict[str, Any]:
         "parameters": parameters,
         "flops_per_sample": sum(parts.values()),
         "flops_by_part": parts,
-        "recompute_flops_per_sample": recompute_flops(config.model, *counts),
+        "forward_flops_per_sample": sum(part.forward for part in passes),
+        "recompute_flops_per_sample": sum(part.recomputed for part in passes),
+        "published_flops_per_sample": published_flops(config.model, *counts),
         "memory_bytes": memory,
         "host_bytes": host,
     }

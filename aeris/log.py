@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from aeris.interruption import Stopped
@@ -187,13 +188,22 @@ def _tell_torchrun(text: str) -> None:
             Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": about}}))
 
 
+class _Cropped(TextColumn):
+    """A text whose end is left out where the line is too long, before any other column gives way."""
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 def progress_bar(*fields: str) -> Progress:
     """Make the live progress line: a bar, done/total, the named `fields`, time left; 80 columns hold it."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=8),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        *(TextColumn(f"{{task.fields[{name}]}}") for name in fields),
+        *(_Cropped(f"{{task.fields[{name}]}}", table_column=Column()) for name in fields),
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,

@@ -20,6 +20,7 @@ from aeris.guards import Guards
 from aeris.interruption import Settled
 from aeris.log import RunLog, TrainingLine, console
 from aeris.optim import check_finite
+from aeris.rates import Rates
 from aeris.run_directory import NO_FLAGS, Flags, check_same_command, ending, make_directories, parting
 from aeris.spikes import Spikes
 from aeris.startup import clock
@@ -206,8 +207,8 @@ class Run(ABC):
         self.guards.phase("step")
         return self.settled.stop
 
-    def close(self, last: int) -> None:
-        """Wait for the last checkpoint.
+    def close(self, last: int, rates: Rates) -> None:
+        """Wait for the last checkpoint, and say how fast the run was.
 
         Raises:
             Stopped: the run was asked to stop before its `last` image.
@@ -215,6 +216,8 @@ class Run(ABC):
         """
         self.guards.phase("save")
         self.checkpoints.wait()
+        if account := rates.summary():
+            console.print(account)
         if self.images_seen < last:
             raise self.guards.requests.obeyed(self.images_seen)
 

@@ -24,7 +24,8 @@ def balanced_cut(costs: Sequence[float], stages: int) -> list[range]:
         if left == 1:
             rest = sum(costs[first:])
             return (rest**2, (len(costs),)) if rest <= limit else None
-        found, total = [], 0.0
+        found: list[tuple[float, tuple[int, ...]]] = []
+        total: float = 0  # sums of whole numbers stay exact: no rounding decides between equals
         for end in range(first + 1, len(costs) - left + 2):
             total += costs[end - 1]
             if total <= limit and (cut := best(end, left - 1)):
@@ -43,7 +44,8 @@ def _smallest_largest(costs: Sequence[float], stages: int) -> float:
     def largest(first: int, left: int) -> float:
         if left == 1:
             return sum(costs[first:])
-        found, total = [], 0.0
+        found: list[float] = []
+        total: float = 0
         for end in range(first + 1, len(costs) - left + 2):
             total += costs[end - 1]
             found.append(max(total, largest(end, left - 1)))

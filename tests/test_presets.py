@@ -1,4 +1,4 @@
-"""Presets on the meta device: parameters and FLOPs, published, by formula and by torch's own counter."""
+"""Presets on the meta device: parameters as published, what a run costs, settings in files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from aeris import config as configs
 from aeris.config import ModelConfig
 from aeris.costs import activation_bytes, costs
-from aeris.flops import flops_per_sample, recompute_flops
 from aeris.parallelize import build_model, make_layout
 from aeris.presets import PRESETS
 from aeris.restore import channel_counts
@@ -26,12 +23,11 @@ PUBLISHED_BLOCK_PARAMETERS = {
     "40b": 40.77e9,
     "80b": 79.27e9,
 }
-PUBLISHED_FLOPS = {"1.3b-6h": 6.05e15, "1.3b-24h": 7.29e15, "13b": 60.6e15, "40b": 205.4e15}
 
 
 @pytest.mark.parametrize("name", PUBLISHED_BLOCK_PARAMETERS)
 def test_published_sizes(name: str) -> None:
-    """Parameters of the blocks within 0.1 % of the published, below 1 % beside them; FLOPs within 0.2 %."""
+    """Parameters of the blocks within 0.1 % of the published, below 1 % beside them."""
     config = PRESETS[name]()
     model = build_model(
         config.model, *channel_counts(len(config.data.channels)), make_layout(config.model), "meta"
@@ -39,9 +35,6 @@ def test_published_sizes(name: str) -> None:
     blocks = sum(p.numel() for p in model.layers.parameters())
     assert blocks == pytest.approx(PUBLISHED_BLOCK_PARAMETERS[name], rel=1e-3)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(blocks, rel=1e-2)
-    if name in PUBLISHED_FLOPS:
-        flops = sum(flops_per_sample(config.model, *channel_counts(len(config.data.channels))).values())
-        assert flops == pytest.approx(PUBLISHED_FLOPS[name], rel=2e-3)
 
 
 def test_the_released_checkpoint_has_our_parameters() -> None:
@@ -49,45 +42,22 @@ def test_the_released_checkpoint_has_our_parameters() -> None:
     assert costs(PRESETS["1.3b-6h"](), 69)["parameters"] == 1_310_072_832
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"modulation_layers": 1}, {"poles": "cyclic", "blocks": 2}], ids=str
-)
-def test_flops_equal_torchs_counter(settings: dict) -> None:
-    """Every product of forward and backward counted on meta, to the last one."""
-    config = ModelConfig(rows=16, cols=32, window=8, layers=4, width=32, heads=2, hidden=80, **settings)
-    channels = channel_counts(7)
-    model = build_model(config, *channels, make_layout(config), "meta")
-    x = torch.empty(1, *model.layout.tokens_NT.shape, channels[0], device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model(x, torch.empty(1, device="meta")).sum().backward()
-    parts = flops_per_sample(config, *channels)
-    # Ours leaves out the one product over D per token in the gradient of each norm.
-    norms = 2 * (2 * config.layers * config.blocks + 1) * config.rows * config.cols * config.width
-    assert counter.get_total_flops() == sum(parts.values()) + norms
-
-
-def test_checkpointing_trades_memory_for_work() -> None:
-    """Block checkpointing keeps much less and repeats the blocks' forward pass."""
+def test_checkpointing_keeps_much_less() -> None:
+    """By block, under a third of what autograd keeps otherwise."""
     kept = {}
     for policy in ("none", "block"):
         config = ModelConfig(checkpointing=policy)  # type: ignore[arg-type]
         model = build_model(config, 20, 8, make_layout(config), "meta")
         kept[policy] = activation_bytes(model, 20, 1)
     assert kept["block"] < 0.3 * kept["none"]
-    parts = flops_per_sample(config, 20, 8)
-    assert (
-        recompute_flops(config, 20, 8) * 3
-        == parts["attention_projections"] + parts["attention_windows"] + parts["mlp"]
-    )
-    assert recompute_flops(ModelConfig(), 20, 8) == 0
 
 
 def test_activations_are_those_of_fused_attention() -> None:
-    """The 1.3B network keeps about the published 13 d + 4 m bf16 numbers a token and block, not T x T."""
+    """The 1.3B network keeps 13 d + 2 m bf16 numbers a token and block, not T x T; the published 13 d + 4 m."""
     config = PRESETS["1.3b-24h"]()
-    numbers = 13 * config.model.width + 4 * config.model.hidden
+    numbers = 13 * config.model.width + 2 * config.model.hidden
     estimate = 2 * numbers * config.model.rows * config.model.cols * config.model.layers * config.model.blocks
-    assert 0.8 < costs(config, 70)["memory_bytes"]["activations"] / estimate < 1.6
+    assert 0.97 < costs(config, 70)["memory_bytes"]["activations"] / estimate < 1.05
 
 
 def test_tiny_divides_under_every_small_layout() -> None:

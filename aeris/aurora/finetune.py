@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 from aeris.aurora.rollout import lead_times
 from aeris.aurora.training import config as configs
@@ -32,11 +33,12 @@ from aeris.aurora.training.run import (
 from aeris.aurora.training.starting_weights import Start, build, find_start
 from aeris.aurora.training.step import train_step, training_scores, validate
 from aeris.aurora.variants import VARIANTS
+from aeris.flops import measure_gemm_rate
 from aeris.guards import Guards
 from aeris.log import RunLog, TrainingLine, console, run_program, speaker
-from aeris.rates import Rates
+from aeris.rates import Rates, Yardstick, short
 from aeris.reading import ImageOrder
-from aeris.run import Record, carry_through, claim, meet
+from aeris.run import carry_through, claim, meet
 from aeris.startup import clock
 from launch.rank import discover
 from swipe import checkpoint
@@ -72,6 +74,8 @@ class Checked:
     start: Start | None
     parameters: int
     trained: int
+    forward_flops: int
+    """Of one model step of one sample."""
 
 
 def check_all(config: FineTuneConfig, run_dir: Path, world: int = 1) -> Checked:
@@ -98,10 +102,11 @@ def check_all(config: FineTuneConfig, run_dir: Path, world: int = 1) -> Checked:
     make_loss_weights(config, data.weather.levels)
     # Shapes alone: says what does not fit of grid, variables and levels. Autocast knows no "meta".
     plain = dataclasses.replace(config.aurora, use_lora=False, autocast=False)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         shapes = build(config.variant, plain, "meta").eval()
         shapes(data.training[0].input.to("meta"), **lead_times(shapes, 1))
-    return Checked(data, found, parameters, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Checked(data, found, parameters, trained, counter.get_total_flops())
 
 
 def prepare(
@@ -123,6 +128,7 @@ def prepare(
     seat = take_seat(config, world, rank, device)
     claim(config, run_dir, seat.groups, ("data.paths", "data.static", "weights"), configs.FLAGS)
     run = FineTuning(config, run_dir, checked.data, seat, checked.start, guards)
+    run.forward_flops = checked.forward_flops
     run.begin(introduction(run, checked), otherwise=f"starting from {checked.start or 'fresh weights'}")
     return run
 
@@ -166,7 +172,7 @@ def train(run: FineTuning) -> None:
     else:
         items = read_samples(config, run.data, images, pin_memory)
     line = TrainingLine(settings.images, run.images_seen, keep=0.95, digits=4)
-    rates = Rates(run.images_seen, 0.0, 1.0)
+    rates = make_rates(run)
     samples = clock.first(run.guards.reading(rates.samples(items)), "first batch")
     path = run.run_dir / "log.jsonl" if seat.lead else None
     with line.bar, RunLog(path, run.images_seen or -1) as log:
@@ -175,26 +181,34 @@ def train(run: FineTuning) -> None:
             clock.mark("validation")
         for update in range(1, updates + 1):
             record = train_step(run, samples)
+            rates.end_step(run.images_seen, taken="skip" not in record)
             clock.finish("first step", run.run_dir, seat.world, seat.lead)
             run.report(record)
             regular = update % settings.log_every == 0 or update == updates
-            run.note(record, speed(rates, run.images_seen) if regular else {}, log, line, said)
+            run.note(record, rates.since_last() if regular else {}, log, line, short)
             if config.validate.every_images and due(run, config.validate.every_images, end):
                 log_validation(run, log)
             if run.end_step(due(run, config.checkpoint.every_images, end)):
                 break
-        run.close(end)
+        run.close(end, rates)
 
 
-def speed(rates: Rates, images_seen: int) -> Record:
-    """Return those rates since the last call that are known of Aurora: FLOPs are not."""
-    found = rates.since_last(images_seen)
-    return {name: found[name] for name in ("images_per_s", "data_wait")}
+def make_rates(run: FineTuning) -> Rates:
+    """Start the clock of the run's rates.
 
-
-def said(rates: Record) -> str:
-    """Put rates into words."""
-    return f"{rates['images_per_s']:.2f} img/s data {rates['data_wait']:.0%}"
+    A backward pass counts as twice the forward pass (torch counts 2.01 times as much). With a frozen base it
+    is less, by how far the adapters reach: FLOPs are not known then.
+    """
+    config, device = run.config, run.device
+    if config.rollout.train == "adapters":
+        return Rates(run.images_seen)
+    aurora, dtype = computed_in(config, device)
+    # Only rank 0 speaks of rates; the others would take the cores from it.
+    products = torch.bfloat16 if aurora.autocast else dtype
+    gemm = measure_gemm_rate(device, products) if run.seat.lead else 1.0
+    clock.mark("rate of a GEMM")
+    flops = 3 * config.rollout.steps * run.forward_flops
+    return Rates(run.images_seen, Yardstick(flops, devices=run.seat.world, gemm_flops_per_s=gemm))
 
 
 def log_validation(run: FineTuning, log: RunLog) -> None:

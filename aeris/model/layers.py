@@ -52,7 +52,8 @@ class Linear(nn.Linear):
 
     def drop_cast(self) -> None:
         """Free what is kept, before the weight changes."""
-        self.cast = None
+        if self.cast is not None:  # a compiled block that keeps none would be compiled again for the assignment
+            self.cast = None
 
 
 class ModulatedNorm(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import xarray as xr
+from torch.utils.flop_counter import FlopCounterMode
 
 from aeris.aurora import finetune
 from aeris.aurora.model import Aurora
@@ -145,6 +146,22 @@ def test_checkpointing_changes_nothing_but_memory(
         gradients.append({n: p.grad for n, p in run.model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize(("preset", "known"), [("two-step", True), ("lora-three-step", False)])
+def test_flops_of_an_update(
+    preset: str, known: bool, weather: tuple[str, str], base: Path, tmp_path: Path
+) -> None:
+    """Three forward passes a model step, within 10 % for so small a model; unknown with a frozen base."""
+    config = small(preset, weather, weights=str(base), train={"checkpointing": "none", "precision": "fp64"})
+    run = finetune.prepare(config, tmp_path, "cpu")
+    yardstick = finetune.make_rates(run).yardstick
+    assert (yardstick is not None) == known
+    if yardstick is None:
+        return
+    with FlopCounterMode(display=False) as counter:
+        train_step(run, finetune.read_samples(config, run.data, range(2), False))
+    assert 2 * yardstick.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_the_gradient_is_the_mean_whatever_the_microbatch(

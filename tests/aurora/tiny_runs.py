@@ -123,6 +123,9 @@ def small(preset: str, weather: tuple[str, ...], images: int = 4, **changes: Any
     return config
 
 
+TIMED = ("images_per_s", "step_s", "data_wait", "mfu")
+
+
 def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
     """Train in `run_dir` as the program does."""
     run = finetune.prepare(config, run_dir, "cpu")
@@ -133,4 +136,4 @@ def go(config: FineTuneConfig, run_dir: Path) -> FineTuning:
 def records(run_dir: Path) -> list[dict]:
     """Read the log, without what depends on the clock."""
     found = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in one.items() if k not in ("images_per_s", "data_wait")} for one in found]
+    return [{k: v for k, v in one.items() if k not in TIMED and "tflops" not in k} for one in found]

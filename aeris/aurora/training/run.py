@@ -97,8 +97,13 @@ def make_loss_weights(config: FineTuneConfig, levels: Sequence[float] | None = N
 
 
 class FineTuning(Run):
-    """A run in memory: this rank's part of model and optimizer, its scores and buffers."""
+    """A run in memory: this rank's part of model and optimizer, its scores and buffers.
 
+    Attributes:
+        forward_flops: of one model step of one sample, counted by who made the run.
+    """
+
+    forward_flops = 0
     config: FineTuneConfig
     model: Aurora
 
