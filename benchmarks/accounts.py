@@ -1,7 +1,7 @@
 """What a rank keeps in memory and sends in a training step: counted, by formula, and side by side.
 
-Activations are counted where autograd saves and drops them, bytes where swipe logs them or, for weights,
-where torch's FSDP2 calls its collectives. The formulas use a run's settings only, not the plans it follows.
+Activations are counted where autograd saves and drops them, bytes where swipe logs them or, for weights and
+gradients, where torch's FSDP2 calls its collectives. Formulas of bytes are the planner's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aeris.config import RunConfig
 from aeris.costs import FusedLayout, activation_bytes
-from aeris.data.forcing import FORCINGS
-from aeris.model.swin import DTYPES, edge
+from aeris.model.swin import Swin
 from aeris.parallelize import Seat, build_model, make_layout
+from aeris.planning.traffic import KINDS, microbatches, traffic
 from aeris.restore import channel_counts
 from aeris.step import Training
 from swipe.collectives import Sent
@@ -32,7 +32,6 @@ from swipe.sharding import local
 
 Row = dict[str, Any]
 """A layout: its name, settings, and what was measured, each of `NUMBERS` beside "<name>_formula"."""
-KINDS = ("all-to-all", "shift", "pipeline", "samples", "weights")
 NUMBERS = ("activations", *KINDS)
 """What is counted on every rank and has a formula, in bytes."""
 FORMULAS = """\
@@ -45,7 +44,9 @@ shift        M/(SP WP) each way per microbatch and shifted edge inside a stage; 
              it is: 1/(min(2, WP_Y) min(2, WP_X))
 pipeline     M/(SP WP) each way per microbatch and edge between stages, shifted or not
 samples      from the rank that reads to the others of its sp axis, on the first and the last stage
-weights      FSDP gathers them and reduces gradients: (S-1)/S W each, W bytes of a stage on S = DP WP SP ranks
+weights      FSDP gathers them: (S-1)/S W, W bytes of a stage on S = DP WP SP ranks, those of products in
+             their type
+gradients    FSDP reduces them in fp32, as weights
 Smallest batch: DP images. In flight: most microbatches between forward and backward, on the first stage.
 Idle: share of a step a pipeline waits, by its schedule."""
 
@@ -58,14 +59,15 @@ class Kept:
         hooks: the context to count in.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Swin) -> None:
         self._model, self._holders, self._now, self.peak = model, Counter[int](), 0, 0
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
 
     def _pack(self, tensor: Tensor) -> _Held:
         storage = tensor.untyped_storage()
-        weights = {local(p).untyped_storage().data_ptr() for p in self._model.parameters()}
-        size = 0 if storage.data_ptr() in weights else storage.nbytes()
+        weights = (*map(local, self._model.parameters()), *self._model.casts())
+        known = {weight.untyped_storage().data_ptr() for weight in weights}
+        size = 0 if storage.data_ptr() in known else storage.nbytes()
         held = _Held(self, tensor.detach(), storage.data_ptr(), size)  # not detached, it would hold itself
         self.change(held, 1)
         return held
@@ -92,17 +94,20 @@ class _Held:
 
 
 class Weights(TorchDispatchMode):
-    """Adds up what this rank sends when FSDP gathers weights and reduces gradients."""
+    """Adds up what this rank sends when FSDP gathers weights and reduces gradients, by kind."""
 
-    sent = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = {"weights": 0, "gradients": 0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at one operation of torch, and do it."""
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it becomes operations on plain tensors, which come here again
-        if func.namespace == "c10d" and ("allgather_base" in str(func) or "reduce_scatter_base" in str(func)):
-            output, given = args[:2]
-            self.sent += abs(output.nbytes - given.nbytes)
+        for call, kind in (("allgather_base", "weights"), ("reduce_scatter_base", "gradients")):
+            if func.namespace == "c10d" and call in str(func):
+                output, given = args[:2]
+                self.sent[kind] += abs(output.nbytes - given.nbytes)
         return func(*args, **(kwargs or {}))
 
 
@@ -113,27 +118,9 @@ def by_kind(log: list[Sent], kind: str) -> int:
 
 def expected(run: Training) -> list[int]:
     """Return what formulas say of `NUMBERS` for this rank and one step."""
-    config, seat, dims = run.config, run.seat, run.seat.dims
-    model, microbatches, places, sp = config.model, count(config, dims), dims.places, dims.sp
-    tokens = config.train.microbatch * model.rows * model.cols // places  # of this rank
-    message = tokens * model.width * DTYPES[model.residual].itemsize  # M/(SP WP)
-    heads = tokens * model.width * DTYPES[model.precision].itemsize  # the same in the type of the products
-    blocks = sum(0 < unit <= model.layers for unit in seat.units) * model.blocks
-    passes = 2 + (model.checkpointing == "block")
-    inside = sum(edge(unit, model.layers) != 0 for unit in seat.units[1:])
-    stays = message // (min(2, dims.wp_y) * min(2, dims.wp_x)) if sp % 2 else 0
-    reads = seat.at.sp == 0 and (seat.first or seat.last)
-    fields = 2 * len(run.store.names) + len(FORCINGS)
-    shares = dims.dp * places  # FSDP divides the rows of a matrix, filled up to a multiple of these
-    weights = sum(-(-p.shape[0] // shares) * shares * p[:1].numel() for p in run.model.parameters())
-    return [
-        kept_by_formula(config, len(run.store.names), seat),
-        microbatches * blocks * passes * 4 * heads * (sp - 1) // sp,
-        microbatches * inside * 2 * (message - stays),
-        microbatches * message * ((not seat.first) + (not seat.last)),
-        microbatches * reads * tokens * (sp - 1) * fields * 4,
-        2 * 4 * weights * (shares - 1) // shares,
-    ]
+    seat, channels = run.seat, len(run.store.names)
+    sent = traffic(run.config, channels, seat.dims, seat.groups.rank, seat.dims.world).total
+    return [kept_by_formula(run.config, channels, seat), *(sent[kind] for kind in KINDS)]
 
 
 def kept_by_formula(config: RunConfig, channels: int, seat: Seat) -> int:
@@ -148,12 +135,7 @@ def kept_by_formula(config: RunConfig, channels: int, seat: Seat) -> int:
 
 def timeline(config: RunConfig, dims: ParallelDims) -> Timeline:
     """Return the pipeline of a step on a clock."""
-    return simulate(SCHEDULES[config.parallel.schedule](dims.pp, count(config, dims)))
-
-
-def count(config: RunConfig, dims: ParallelDims) -> int:
-    """Return the microbatches of a step on one replica."""
-    return config.train.batch // (config.train.microbatch * dims.dp)
+    return simulate(SCHEDULES[config.parallel.schedule](dims.pp, microbatches(config, dims)))
 
 
 def tables(rows: list[Row]) -> list[Table]:

@@ -1,8 +1,8 @@
 r"""One training step spread over the same ranks in several ways: memory, bytes sent and speed, side by side.
 
-    python -m benchmarks.parallelism --ranks 8 --csv FILE --plot FILE
+    python -m benchmarks.parallelism --ranks 8 --csv FILE --plot FILE --compare FILE
     mpiexec -n 96 python -m benchmarks.parallelism 1.3b-6h --data.store DIR --layouts "wp 4x4 x pp 6" \
-        --csv FILE --append
+        --csv FILE
 
 The first starts its ranks on this machine. What is measured stands beside what formulas say, with `=` or `≠`
 between (benchmarks/accounts.py). Ranks that share processors and talk inside one machine are no cluster:
@@ -11,7 +11,6 @@ their speeds compare with each other only.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import statistics
@@ -49,7 +48,7 @@ from benchmarks.accounts import (
     tables,
     timeline,
 )
-from benchmarks.step import describe
+from benchmarks.records import Better, Output, deliver, hardware
 from launch.rank import discover, export, leave
 from swipe.backend import choose_device, finish, keep_freed_memory, start
 from swipe.collectives import all_reduce, barrier, byte_log
@@ -80,12 +79,8 @@ class Options:
     """Timed steps of each layout, in turn with the others."""
     device: str = "auto"
     """auto, cpu, cuda or xpu."""
-    csv: Path | None = None
-    """Also write the rows to this file."""
-    append: bool = False
-    """Add the rows to those in the file."""
-    plot: Path | None = None
-    """Also draw them (PNG; needs matplotlib)."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
+    """Where the rows go."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
     """Settings of the run."""
 
@@ -168,7 +163,7 @@ class Trial:
         with byte_log() as sent, kept.hooks, weights:
             train_step(self.run, self.samples)
         logged = [by_kind(sent, kind) for kind in KINDS[:3]]
-        counted = [kept.peak, *logged, by_kind(read, "samples") // (rounds + 2), weights.sent]
+        counted = [kept.peak, *logged, by_kind(read, "samples") // (rounds + 2), *weights.sent.values()]
         own = [*counted, *expected(self.run), self.run.pipeline.peak_in_flight]
         table = torch.zeros(dims.world, len(own), dtype=torch.float64)
         table[rank] = torch.tensor(own, dtype=torch.float64)
@@ -221,23 +216,16 @@ def compare(options: Options, layouts: list[ParallelDims], rank: int) -> list[Ro
     return [trial.row() for trial in trials]
 
 
-def report(options: Options, rows: list[Row], about: str) -> None:
-    """Print the rows, and write and draw them where asked."""
+def report(options: Options, rows: list[Row], about: str) -> int:
+    """Print the rows, and write, draw and compare them where asked; return how many numbers are worse."""
+    numbers: dict[str, Better] = {"activations": "less", "samples_per_s": "more"}
+    worse = deliver(rows, options.output, key=("layout", "ranks"), numbers=numbers, draw=draw, about=about)
     for table in tables(rows):
         console.print(table)
     console.print(FORMULAS, markup=False)
-    console.print(about, markup=False)
     if not all(row["equal_on_all_ranks"] for row in rows):
         console.print("[red]Some ranks send other bytes than the formulas say: ≠")
-    if options.csv:
-        new = not (options.append and options.csv.exists())
-        with options.csv.open("w" if new else "a", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], "about"])
-            if new:
-                writer.writeheader()
-            writer.writerows(row | {"about": about} for row in rows)
-    if options.plot:
-        draw(rows, options.plot, about)
+    return worse
 
 
 def main() -> None:
@@ -257,12 +245,14 @@ def main() -> None:
     device = choose_device(options.device)
     start(device, options.config.parallel.timeout_s)
     speaker.together = ranks > 1
-    rows = compare(options, layouts, found.rank)
+    rows, worse = compare(options, layouts, found.rank), 0
     if found.rank == 0:
         sizes = f"{options.preset}, width {options.config.model.width}, {options.config.model.layers} layers"
-        report(options, rows, f"{sizes}: {ranks} ranks of {describe(device)}")
+        worse = report(options, rows, f"{sizes}: {ranks} ranks of {hardware(device)}")
     finish()
     leave()
+    if worse:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -240,18 +240,31 @@ def _events(steps: list[Step], stage: int, stages: int, policy: str) -> Iterator
                 yield group, [], None
 
 
-def simulate(table: Table, policy: str = "async", forward: float = 1.0, backward: float = 2.0) -> Timeline:
-    """Run a table on a clock on which messages take no time, and I and W half a backward each.
+def simulate(
+    table: Table,
+    policy: str = "async",
+    forward: float | Sequence[float] = 1.0,
+    backward: float | Sequence[float] = 2.0,
+    message: float = 0.0,
+) -> Timeline:
+    """Run a table on a clock, on which I and W take half a backward each.
 
     "async": sends are buffered, and an action waits for what it needs. "batched": a transfer blocks until
     all its other sides are posted. "parity": messages go one by one, each blocks until its other side is
     posted; even stages send first, odd stages receive first.
 
+    Args:
+        forward: time of a forward pass, of all stages or of each.
+        backward: of a backward pass.
+        message: from when both sides of a message are there (with "async" it is sent) until it has arrived.
+
     Raises:
-        ValueError: the table fails `check`, the policy is unknown, or stages wait in a circle, and for what.
+        ValueError: the table fails `check`, the policy is unknown, a pass takes no time, not every stage has
+            one, or stages wait in a circle, and for what.
     """
-    stages, cost = len(table), {"F": forward, "B": backward, "I": backward / 2, "W": backward / 2}
+    stages = len(table)
     programs = [_events(steps, stage, stages, policy) for stage, steps in enumerate(lower(table, policy))]
+    costs = _costs(stages, forward, backward, message)
     ahead = [next(program, None) for program in programs]
     clock, spans, moved = [0.0] * stages, [], True
     posted: dict[_Side, float] = {}
@@ -260,19 +273,35 @@ def simulate(table: Table, policy: str = "async", forward: float = 1.0, backward
         for stage, program in enumerate(programs):
             while (event := ahead[stage]) and all(side.other() in posted for side in event[0]):
                 waits, posts, action = event
-                start = clock[stage] = max([clock[stage], *(posted[side.other()] for side in waits)])
+                start = clock[stage] = max(
+                    [clock[stage], *(posted[side.other()] + message for side in waits)]
+                )
                 posted.update((side, start) for side in posts)
                 if action:
-                    clock[stage] += cost[action.kind]
+                    clock[stage] += costs[stage][action.kind]
                     spans.append(Span(stage, action, start, clock[stage]))
                 ahead[stage], moved = next(program, None), True
     if any(ahead):
         missing = [{side.other() for side in event[0]} - posted.keys() if event else None for event in ahead]
         circle = "; ".join(f"stage {stage} waits for {min(s)}" for stage, s in enumerate(missing) if s)
         raise ValueError(f"the schedule deadlocks with {policy} messages: {circle}")
-    bubble = 1 - sum(span.end - span.start for span in spans) / (stages * max(clock))
+    ticks = max(span.end for span in spans)
+    bubble = 1 - sum(span.end - span.start for span in spans) / (stages * ticks)
     spans.sort(key=lambda span: span.stage)
-    return Timeline(spans, _most(table, "BI"), _most(table, "BW"), bubble, max(clock))
+    return Timeline(spans, _most(table, "BI"), _most(table, "BW"), bubble, ticks)
+
+
+def _costs(
+    stages: int, forward: float | Sequence[float], backward: float | Sequence[float], message: float
+) -> list[dict[str, float]]:
+    """Return the time of every kind of action on every stage."""
+    times = [[t] * stages if isinstance(t, int | float) else list(t) for t in (forward, backward)]
+    for name, given in zip(("forward", "backward"), times):
+        if len(given) != stages:
+            raise ValueError(f"{len(given)} {name} times for {stages} stages: give one, or one for each")
+    if min(*times[0], *times[1]) <= 0 or message < 0:
+        raise ValueError("every pass must take some time, and a message no less than none")
+    return [{"F": f, "B": b, "I": b / 2, "W": b / 2} for f, b in zip(*times)]
 
 
 def _most(table: Table, ends: str) -> list[int]:

@@ -6,8 +6,7 @@ All pure Python and small; only the oracle imports torch, and starts no process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -20,7 +19,6 @@ from swipe.schedule import (
     SCHEDULES,
     Action,
     Step,
-    Timeline,
     check,
     gpipe,
     lower,
@@ -291,84 +289,6 @@ def test_deadlock_of_blocking_messages_only(policy: str) -> None:
     )
     with pytest.raises(ValueError, match=told):
         simulate(table, policy)
-
-
-# The clock against a longest path
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> list[list[Action]]:
-    """Any table that `check` accepts: stages differ in their order of kinds, and in splitting backwards."""
-    stages, microbatches = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    table = []
-    for _ in range(stages):
-        kinds = draw(st.sampled_from(["FB", "FIW"]))
-        done = dict.fromkeys(kinds, 0)
-        actions: list[Action] = []
-        while len(actions) < len(kinds) * microbatches:
-            before = {kind: done[previous] for previous, kind in pairwise(kinds)} | {"F": microbatches}
-            kind = draw(st.sampled_from([kind for kind in kinds if done[kind] < before[kind]]))
-            actions.append(Action(kind, done[kind]))
-            done[kind] += 1
-        table.append(actions)
-    return table
-
-
-def longest_path(table: list[list[Action]]) -> dict[tuple[int, Action], float] | None:
-    """When each action ends at the earliest, by recursion over what it needs; None if that is circular."""
-    cost = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
-    open_actions = set()
-
-    @cache
-    def end(stage: int, action: Action) -> float:
-        if (stage, action) in open_actions:
-            raise RecursionError
-        open_actions.add((stage, action))
-        needs = [(stage, earlier) for earlier in table[stage][: table[stage].index(action)]][-1:]
-        other = stage - 1 if action.kind == "F" else stage + 1
-        if action.kind != "W" and 0 <= other < len(table):
-            kinds = "F" if action.kind == "F" else "BI"
-            needs += [
-                (other, a) for a in table[other] if a.kind in kinds and a.microbatch == action.microbatch
-            ]
-        start = max((end(*need) for need in needs), default=0.0)
-        open_actions.remove((stage, action))
-        return start + cost[action.kind]
-
-    try:
-        return {
-            (stage, action): end(stage, action) for stage, actions in enumerate(table) for action in actions
-        }
-    except RecursionError:
-        return None
-
-
-def outcome(table: list[list[Action]], policy: str) -> Timeline | None:
-    """Simulate; None for a deadlock."""
-    try:
-        return simulate(table, policy)
-    except ValueError:
-        return None
-
-
-@given(table=tables())
-@settings(max_examples=150, deadline=None)
-def test_clock_is_the_longest_path(table: list[list[Action]]) -> None:
-    """Async: each action ends when the longest chain before it does, deadlock exactly where that is a circle.
-
-    Blocking messages never make anything earlier.
-    """
-    check(table)
-    expected = longest_path(table)
-    if expected is None:
-        assert not any(outcome(table, policy) for policy in POLICIES)
-        return
-    timeline = simulate(table)
-    assert {(span.stage, span.action): span.end for span in timeline.spans} == expected
-    batched, parity = outcome(table, "batched"), outcome(table, "parity")
-    assert batched or not parity, "a batch posts at once what parity posts one by one"
-    for span in [*(batched.spans if batched else []), *(parity.spans if parity else [])]:
-        assert span.end >= expected[span.stage, span.action]
 
 
 # Drawing
