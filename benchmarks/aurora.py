@@ -41,7 +41,8 @@ from aeris.aurora.swin3d import compile_blocks
 from aeris.aurora.training.official import load_official
 from aeris.log import console, run_program
 from benchmarks.contest import Row, draw, ratios
-from benchmarks.step import describe, seconds
+from benchmarks.parts import seconds
+from benchmarks.records import hardware
 from swipe.backend import choose_device, keep_freed_memory
 
 Work = Literal["forward", "step", "checkpointed"]
@@ -391,7 +392,7 @@ def main() -> None:
     keep_freed_memory()
     rows = [row for grid in options.grids for row in compare(options, grid, device)]
     sizes = f"{options.model}, {options.levels} levels, {options.precision}"
-    report(options, rows, f"{sizes}{', compiled' * options.compile}: {describe(device)}")
+    report(options, rows, f"{sizes}{', compiled' * options.compile}: {hardware(device)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ Row = dict[str, Any]
 """What was measured of one thing: columns by name, the same in every row."""
 Better = Literal["more", "less"]
 """Which way a number improves."""
+WIDTH = 200
+"""Columns of the screen where there is none: a table in a file need not fit 80."""
 TOLERANCE = 0.10
 """A number is worse than before if it is so by more than this share."""
 
@@ -49,7 +51,8 @@ def hardware(device: torch.device | str = "cpu") -> str:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads != 1)}, torch {torch.__version__}"
 
 
 def command() -> str:
@@ -84,7 +87,7 @@ def deliver(
         ValueError: the earlier file is not of this benchmark.
         OSError: a file cannot be read or written.
     """
-    console.print(table(rows))
+    console.print(table(rows), width=None if console.is_terminal else WIDTH)
     console.print(f"{about}; {command()}", markup=False, soft_wrap=True)
     if output.csv:
         output.csv.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def compare(rows: Sequence[Row], path: Path, key: Sequence[str], numbers: Mappin
             worse += bad
             cells.append(("[red]" if bad else "") + ("new" if ratio != ratio else f"{ratio:.2f}"))
         found.add_row(*name, *cells)
-    console.print(found)
+    console.print(found, width=None if console.is_terminal else WIDTH)
     return worse
 
 

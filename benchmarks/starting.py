@@ -25,11 +25,11 @@ class Spent:
     cpu_s: float
 
 
-def counts(text: str) -> list[int]:
-    """Read numbers of ranks, "1,8,32"; ValueError if they are not rising numbers."""
+def counts(text: str, flag: str = "--ranks") -> list[int]:
+    """Read what a flag gives, numbers of ranks or nodes, "1,8,32"; ValueError if they are not rising."""
     found = [int(part) for part in text.split(",")] if re.fullmatch(r"[0-9]+(,[0-9]+)*", text) else []
     if not found or found[0] < 1 or sorted(set(found)) != found:
-        raise ValueError(f"--ranks {text}: give rising numbers with commas between, such as 1,8,32")
+        raise ValueError(f"{flag} {text}: give rising numbers with commas between, such as 1,8,32")
     return found
 
 

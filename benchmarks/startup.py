@@ -9,18 +9,18 @@ program in it, says what one rank costs: what grows there grows on a cluster as 
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
-from rich.table import Table
 
 from aeris.log import console, run_program
+from benchmarks.records import Output, Row, deliver, hardware
 from benchmarks.starting import Launcher, Spent, counts, run, split, started
 
 FASTER = 1.25
@@ -37,10 +37,8 @@ class Options:
     """Starts of each, in turn with the others; the median counts."""
     launcher: Launcher = "auto"
     """auto, mpiexec or torchrun."""
-    csv: Path | None = None
-    """Also write every start to this file, a line for each part."""
-    plot: Path | None = None
-    """Also draw them (PNG; needs matplotlib)."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
+    """Where the medians go."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +93,16 @@ def faster_than_ranks(found: dict[int, dict[str, float]], least_s: float = 0.2) 
     ]
 
 
-def table(found: dict[int, dict[str, float]]) -> Table:
-    """Put the medians of all numbers of ranks side by side, in s."""
-    sheet = Table(box=None)
-    sheet.add_column("s")
-    for ranks in found:
-        sheet.add_column(f"{ranks} rank{'s' * (ranks > 1)}", justify="right")
-    for name in dict.fromkeys(name for numbers in found.values() for name in numbers):
-        sheet.add_row(name, *(f"{numbers.get(name, 0.0):.2f}" for numbers in found.values()))
-    return sheet
+def rows(found: dict[int, dict[str, float]]) -> list[Row]:
+    """Return a row of every number of ranks, with all parts in s, 0 where one was not met."""
+    parts = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    return [
+        {"ranks": ranks} | {part: numbers.get(part, 0.0) for part in parts}
+        for ranks, numbers in found.items()
+    ]
 
 
-def draw(found: dict[int, dict[str, float]], path: Path) -> None:
+def draw(found: dict[int, dict[str, float]], path: Path, title: str) -> None:
     """Draw the parts stacked, and the CPU time per rank, against ranks; needs matplotlib."""
     from matplotlib.figure import Figure
 
@@ -126,6 +122,7 @@ def draw(found: dict[int, dict[str, float]], path: Path) -> None:
     for axes in (stacked, own):
         axes.set_xticks(places, names)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
@@ -143,18 +140,17 @@ def main() -> None:
                 f"round {number + 1} of {options.rounds}, {ranks} ranks: first step after {done:.1f} s"
             )
     found = medians(starts)
-    console.print(table(found))
     growing = faster_than_ranks(found)
+    worse = deliver(
+        rows(found),
+        options.output,
+        key=("ranks",),
+        numbers={"program": "less", "CPU per rank": "less"},
+        draw=lambda _, path, title: draw(found, path, title),
+        about=f"s; {options.rounds} starts of each, {hardware()}",
+    )
     console.print(f"grows faster than the ranks: {'; '.join(growing) or 'nothing'}")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("ranks", "round", "part", "seconds"))
-            for number, one in enumerate(starts):
-                rounds = number // len(found) + 1
-                writer.writerows((one.ranks, rounds, *pair) for pair in one.numbers.items())
-    if options.plot:
-        draw(found, options.plot)
+    sys.exit(1 if worse else 0)
 
 
 if __name__ == "__main__":

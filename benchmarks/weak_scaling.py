@@ -1,222 +1,123 @@
 """Weak scaling: images per second when the batch grows with the ranks.
 
-    python -m benchmarks.weak_scaling --ranks 1,2,4 [--layout "pp 2 x sp 2"] [-- --model.width 64 ...]
+    python -m benchmarks.weak_scaling --ranks 1,2,4,8 [--layout "pp 2 x sp 2"] [-- --model.width 64 ...]
     python -m benchmarks.weak_scaling --collect RUN_DIR RUN_DIR ... --csv FILE --plot FILE
+    python -m benchmarks.weak_scaling --predict 40b --machine alcf-aurora --nodes 720,1440,3600,7200,10080
 
-The first trains on this machine, where ranks beyond the cores only share them; the second tabulates runs of
-`aeris.train` that have been made elsewhere, one per number of nodes (pbs/weak_scaling.sh).
+The first trains on this machine and tells what ranks lose to shared cores from what they lose to each other
+(benchmarks/scaling.py); the second tabulates runs of `aeris.train` that have been made elsewhere, one per
+number of nodes (pbs/weak_scaling.sh); the third plans them.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import statistics
+import dataclasses
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+if not __package__:  # started by its path, from anywhere
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import tyro
-from rich.table import Table
 
-from aeris.log import console, run_program
+from aeris.log import run_program
+from benchmarks import scaling
 from benchmarks.parallelism import read_layout
-from benchmarks.starting import Launcher, counts, run, split, started
-from swipe.mesh import AXES
-
-Row = dict[str, Any]
-"""A run: ranks, batch, steps, images_per_s (median), slowest, fastest, per_rank, efficiency, data_wait."""
+from benchmarks.records import Row, deliver, hardware
+from benchmarks.scaling import Case
+from benchmarks.scaling_picture import draw
+from benchmarks.starting import counts, split
+from swipe.mesh import ParallelDims
 
 
 @dataclass(frozen=True)
-class Options:
-    """Train on several numbers of ranks, the batch growing with them; or tabulate such runs."""
+class Options(scaling.Options):
+    """Train on several numbers of ranks, the batch growing with them; or tabulate or plan such runs."""
 
     ranks: str = "1,2,4"
     """Numbers of ranks, with commas between."""
     layout: str = ""
-    """How the ranks of one replica are laid out, such as "pp 2 x sp 2"; without, a replica is one rank."""
-    preset: str = "tiny"
-    """Model to train."""
-    batch: int = 8
-    """Images per step of one replica."""
-    steps: int = 20
-    """Steps of a run; the first ones are not counted."""
-    warm: int = 3
-    """Records of a run's log that are not counted."""
-    launcher: Launcher = "auto"
-    """auto, mpiexec or torchrun."""
-    collect: tuple[str, ...] = ()
-    """Run directories to tabulate; nothing is trained. N:DIR gives the number of ranks of one that does not
-    know it (no startup.json)."""
-    csv: Path | None = None
-    """Also write the rows to this file."""
-    plot: Path | None = None
-    """Also draw them (PNG; needs matplotlib)."""
+    """How the ranks of one replica are laid out, such as "pp 2 x sp 2"; without, a replica is one rank, or
+    that of the published layout with --predict."""
+    batch: int = 0
+    """Images per step of one replica; 0: 4 that are trained here, and 100 that are planned, as published for
+    40B, or the preset's own batch where that is less."""
 
 
-def read_run(text: str, warm: int) -> tuple[Row, dict[str, Any]]:
-    """Read a finished run.
+def problem(first: Row, row: Row) -> str:
+    """Say why a run is no weak scaling of the first; "" if it is."""
+    if row["batch"] * first["ranks"] == first["batch"] * row["ranks"]:
+        return ""
+    return (
+        f"no weak scaling: batch {first['batch']} on {first['ranks']} ranks and {row['batch']} on "
+        f"{row['ranks']}: {first['batch'] * row['ranks'] / first['ranks']:g} would be as much each"
+    )
 
-    Args:
-        text: its directory, or "N:DIR" with its number of ranks.
-        warm: records at the beginning that are left out.
 
-    Returns:
-        its row, without efficiency, and its configuration.
+def cases(options: Options, replica: ParallelDims) -> tuple[list[Case], Case]:
+    """Return the runs, and the run of one rank that does as much as a rank of theirs.
 
     Raises:
-        ValueError: it is no run, its number of ranks is not known, or it has too few records.
+        ValueError: the ranks are no multiple of the replica's, or its ranks cannot share the batch.
     """
-    given, colon, name = text.partition(":")
-    directory = Path(name) if colon and given.isdigit() else Path(text)
-    try:
-        config = json.loads((directory / "config.json").read_text())
-        lines = (directory / "log.jsonl").read_text().splitlines()
-        ranks = int(given) if colon and given.isdigit() else None
-        ranks = ranks or json.loads((directory / "startup.json").read_text())["ranks"]
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        how = f"; say how many ranks it had: N:{directory}" if missing == "startup.json" else ""
-        raise ValueError(f"{directory} is no finished run of aeris.train: no {missing}{how}") from None
-    rates = [record for record in map(json.loads, lines) if "images_per_s" in record]
-    if len(rates) <= warm:
-        raise ValueError(
-            f"{directory} has {len(rates)} records, and --warm {warm} are not counted: train longer"
-        )
-    speeds = [record["images_per_s"] for record in rates[warm:]]
-    row = {
-        "ranks": ranks,
-        "batch": config["train"]["batch"],
-        "records": len(speeds),
-        "images_per_s": statistics.median(speeds),
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "data_wait": statistics.median(record["data_wait"] for record in rates[warm:]),
-    }
-    return row, config
-
-
-def collect(texts: tuple[str, ...], warm: int) -> list[Row]:
-    """Read runs and compare them with the one of fewest ranks.
-
-    Raises:
-        ValueError: one cannot be read, or they differ in more than ranks and batch.
-    """
-    found = sorted((read_run(text, warm) for text in texts), key=lambda pair: pair[0]["ranks"])
-    (first, config), rows = found[0], []
-    for row, other in found:
-        if (other["model"], other["train"]["microbatch"]) != (config["model"], config["train"]["microbatch"]):
-            raise ValueError(f"the runs of {first['ranks']} and {row['ranks']} ranks train different models")
-        if row["batch"] * first["ranks"] != first["batch"] * row["ranks"]:
-            raise ValueError(
-                f"no weak scaling: batch {first['batch']} on {first['ranks']} ranks and {row['batch']} on "
-                f"{row['ranks']}: {first['batch'] * row['ranks'] / first['ranks']:g} would be as much each"
-            )
-        row["per_rank"] = row["images_per_s"] / row["ranks"]
-        row["efficiency"] = row["per_rank"] * first["ranks"] / first["images_per_s"]
-        rows.append(row)
-    return rows
-
-
-def train(options: Options, further: list[str], directory: Path) -> list[str]:
-    """Train on every number of ranks, one after the other; return the runs for `collect`.
-
-    Raises:
-        ValueError: the ranks are no multiple of the layout's, or a run failed.
-    """
-    own = ("--run-dir", "--train.batch", "--train.images", "--train.log-every", "--checkpoint.every-images")
-    if taken := [word for word in further if word.startswith(own)]:
-        raise ValueError(f"{taken[0]} is chosen by the benchmark: use --batch and --steps")
-    if options.steps <= options.warm:
-        raise ValueError(
-            f"--steps {options.steps}, of which --warm {options.warm} are not counted: take more"
-        )
-    numbers, dims = counts(options.ranks), read_layout(options.layout or "dp 1")
-    if dims.dp != 1:
+    numbers, batch = counts(options.ranks), options.batch or 4
+    if replica.dp != 1:
         raise ValueError(f"--layout {options.layout}: leave dp out, it grows with the ranks")
-    if other := [ranks for ranks in numbers if ranks % dims.world]:
+    if other := [ranks for ranks in numbers if ranks % replica.world]:
         raise ValueError(
-            f"--ranks {other[0]} is no multiple of the {dims.world} of --layout {options.layout}"
+            f"--ranks {other[0]} is no multiple of the {replica.world} of --layout {options.layout}"
         )
-    threads = max(1, (os.cpu_count() or 1) // numbers[-1])
-    for ranks in numbers:
-        dp = ranks // dims.world
-        batch = options.batch * dp
-        settings = {"run-dir": directory / f"ranks_{ranks}", "train.batch": batch, "train.log-every": 1}
-        settings |= {"train.images": batch * options.steps, "checkpoint.every-images": batch * options.steps}
-        settings |= {f"parallel.{axis.replace('_', '-')}": getattr(dims, axis) for axis in AXES}
-        settings |= {"parallel.dp": dp}
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        spent = run(
-            [*started(ranks, options.launcher), "aeris.train", options.preset, *words, *further], threads
+    if batch % replica.world:
+        above = (batch // replica.world + 1) * replica.world
+        raise ValueError(
+            f"a batch of {batch} is no multiple of the {replica.world} ranks of a replica, whose work one "
+            f"rank shall do alone: --batch {above} would be"
         )
-        console.print(f"ranks {ranks}, batch {batch}: {options.steps} steps, in all {spent.wall_s:.1f} s")
-    return [f"{ranks}:{directory / f'ranks_{ranks}'}" for ranks in numbers]
+    replicas = [ranks // replica.world for ranks in numbers]
+    found = [Case(dataclasses.replace(replica, dp=dp), batch * dp) for dp in replicas]
+    return found, Case(ParallelDims(), batch // replica.world)
 
 
-def table(rows: list[Row]) -> Table:
-    """Put the rows under each other."""
-    heads = ("ranks", "batch", "images/s", "slowest", "fastest", "per rank", "efficiency", "data wait")
-    found = Table(box=None)
-    for head in heads:
-        found.add_column(head, justify="right")
-    for row in rows:
-        rates = [f"{row[name]:.4g}" for name in ("images_per_s", "slowest", "fastest", "per_rank")]
-        shares = [f"{row[name]:.1%}" for name in ("efficiency", "data_wait")]
-        found.add_row(f"{row['ranks']:,}", f"{row['batch']:,}", *rates, *shares)
-    return found
+def beside_published(rows: list[Row], preset: str, machine: str) -> list[Row]:
+    """Add the efficiency that was published for these nodes, against the fewest; "" where none was."""
+    from aeris.planning.published import MODELS
+
+    known = [model for model in MODELS if (model.preset, model.machine, model.sizes) == (preset, machine, {})]
+    points = {nodes: eflops / nodes for model in known for nodes, eflops in model.points}
+    first = points.get(rows[0]["nodes"])
+    return [
+        row | {"published": points[row["nodes"]] / first if first and row["nodes"] in points else ""}
+        for row in rows
+    ]
 
 
-def draw(rows: list[Row], path: Path) -> None:
-    """Draw images per second, the ideal through the first run, and the efficiency; needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    ranks = [row["ranks"] for row in rows]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    speed, share = figure.subplots(1, 2)
-    middle = [row["images_per_s"] for row in rows]
-    spread = [[abs(row[end] - row["images_per_s"]) for row in rows] for end in ("slowest", "fastest")]
-    speed.errorbar(ranks, middle, yerr=spread, marker="o", capsize=2, label="measured, slowest to fastest")
-    ideal = [rows[0]["per_rank"] * number for number in ranks]
-    speed.plot(ranks, ideal, "k--", linewidth=1, label="as much per rank as in the first run")
-    wide = ranks[-1] / ranks[0] > 10  # else a logarithmic axis has hardly a number on it
-    speed.set(yscale="log" if wide else "linear", xlabel="ranks", ylabel="images/s")
-    if not wide:
-        speed.set_ylim(0, None)
-    speed.legend(fontsize=8, frameon=False)
-    shares = [100 * row["efficiency"] for row in rows]
-    share.plot(ranks, shares, marker="o")
-    share.axhline(100, color="black", linestyle="--", linewidth=1)
-    share.set(ylim=(0, 1.1 * max(100, *shares)), xlabel="ranks", ylabel="efficiency, % of the first run's")
-    for axes in (speed, share):
-        axes.set_xscale("log")
-        axes.set_xticks(ranks, [f"{number:,}" for number in ranks])
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+def find(options: Options, further: list[str]) -> tuple[list[Row], str]:
+    """Return the rows, and on what they were measured."""
+    if options.collect:
+        return scaling.collect(options.collect, options.warm, problem), f"{len(options.collect)} runs"
+    config = scaling.settings(options.predict or options.preset, further)
+    if options.predict:
+        batch = options.batch or min(100, config.train.batch)
+        rows = scaling.predict(options, config, options.layout, lambda dp: batch * dp)
+        rows = beside_published(rows, options.predict, options.machine)
+        return rows, f"{options.predict} planned on {options.machine}"
+    runs, alone = cases(options, read_layout(options.layout or "dp 1"))
+    with tempfile.TemporaryDirectory(prefix="weak-scaling-") as directory:
+        rows = scaling.measure(options, config, runs, alone, Path(directory))
+    return rows, f"{options.preset}, {scaling.cores()} cores, {hardware()}"
 
 
 def main() -> None:
     """Run the benchmark."""
     own, further = split(sys.argv[1:])
     options = tyro.cli(Options, args=own, description=Options.__doc__)
-    if options.collect:
-        rows = collect(options.collect, options.warm)
-    else:
-        with tempfile.TemporaryDirectory(prefix="weak-scaling-") as directory:
-            rows = collect(tuple(train(options, further, Path(directory))), options.warm)
-    console.print(table(rows))
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    if options.plot:
-        draw(rows, options.plot)
+    rows, about = find(options, further)
+    picture = partial(draw, what="weak scaling, the batch grows with the ranks")
+    worse = deliver(rows, options.output, key=scaling.KEY, numbers=scaling.NUMBERS, draw=picture, about=about)
+    sys.exit(1 if worse else 0)
 
 
 if __name__ == "__main__":

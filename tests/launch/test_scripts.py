@@ -6,6 +6,7 @@ a dry run; the words of the others are tried here: the mesh must have the ranks 
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import aeris.config
 from aeris import forecast, train
 from aeris.data import convert
 from aeris.parallelize import choose_degrees
-from benchmarks import weak_scaling
+from benchmarks import strong_scaling, weak_scaling
 from launch.__main__ import run_main
 from launch.layouts import LAYOUTS
 from launch.machines import MACHINES, SETTINGS
@@ -41,10 +42,12 @@ RUNS: dict[str, dict[str, str]] = {
     "pbs/train_80b.sh": {"NODES": "1664", "DP": "1"},
     "pbs/train_1node.sh": {"PRESET": "tiny", "DATA": "sample", "FLAGS": SMALL, "ranks": "1"},
     "pbs/weak_scaling.sh": {"REPLICAS": "1 2 3", "ranks": "fail 25920"},
+    "pbs/strong_scaling.sh": {"REPLICAS": "1 2"},
     "launch/slurm/train_40b.sh": {},
     "launch/slurm/train_1.3b.sh": {"PRESET": "1.3b-6h"},
     "launch/slurm/train_1node.sh": {"PRESET": "tiny", "DATA": "sample"},
     "launch/slurm/weak_scaling.sh": {"REPLICAS": "2 4"},
+    "launch/slurm/strong_scaling.sh": {"REPLICAS": "2 4"},
     "pbs/convert.sh": {"FLAGS": "--window 6 --allow-missing-static --dry-run", "PROCESSES": "1"},
     "launch/slurm/convert.sh": {"FLAGS": "--window 6 --allow-missing-static --dry-run", "PROCESSES": "1"},
 }
@@ -134,7 +137,7 @@ def test_no_logic_and_no_unknown_setting(script: Path) -> None:
     """Directives, a directory, an environment, a program; and settings that travel to the next job."""
     text = script.read_text()
     words = re.findall(r"^\s*(if|while|case|function|eval|sed|awk|trap|for)\b", text, re.MULTILINE)
-    assert words == (["for"] if script.name == "weak_scaling.sh" else [])
+    assert words == (["for"] if script.name.endswith("_scaling.sh") else [])
     assert text.count("\nexec python -m ") == 1 and "set -euo pipefail\n" in text
     used = {name for name in re.findall(r"\$\{([A-Z_]+)", text) if not name.startswith(("PBS_", "SLURM_"))}
     own = {"SOURCE", "STORE", "PROCESSES"} if script.name == "convert.sh" else set()
@@ -187,7 +190,7 @@ def test_script_runs(script: str, runs: dict[str, Future[Ran]]) -> None:
         assert not starts
         return
     trainings = [words for words in starts if "aeris.train" in words]
-    assert len(trainings) == {"pbs/weak_scaling.sh": 3, "launch/slurm/weak_scaling.sh": 2}.get(script, 1)
+    assert len(trainings) == len(RUNS[script].get("REPLICAS", "1").split())
     for start in trainings:
         printed = shlex.join(["mpiexec" if script.startswith("pbs/") else "srun", *start])
         assert printed in ran.output  # the exact line
@@ -207,24 +210,25 @@ def test_mesh_has_the_ranks_of_the_command(script: str, runs: dict[str, Future[R
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [name for name in RUNS if name.endswith("weak_scaling.sh")])
-def test_weak_scaling_of_the_sizes_that_were_finished(
+@pytest.mark.parametrize("script", [name for name in RUNS if name.endswith("_scaling.sh")])
+def test_scaling_of_the_sizes_that_were_finished(
     script: str, runs: dict[str, Future[Ran]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the first size measures the nodes; the last of one twin fails, which costs no other its row."""
-    ran = runs[script].result()
+    ran, module = runs[script].result(), strong_scaling if "strong" in script else weak_scaling
     starts = ran.named("mpiexec" if script.startswith("pbs/") else "srun")
     assert "aeris.probe" in starts[0] and not any("aeris.probe" in words for words in starts[1:])
     for start in starts[1:3]:
         found = train.parse(start[start.index("aeris.train") + 1 :])
         (found.run_dir / "config.json").write_text(json.dumps(asdict(found.config)))
-    (words,) = (words for words in ran.named("python") if "benchmarks.weak_scaling" in words)
+    (words,) = (words for words in ran.named("python") if module.__name__ in words)
     monkeypatch.setattr(sys, "argv", words[1:])
-    weak_scaling.main()
-    header, *rows = Path(words[words.index("--csv") + 1]).read_text().splitlines()
-    table = [dict(zip(header.split(","), row.split(","))) for row in rows]
-    assert [row["efficiency"] for row in table] == ["1.0", "1.0"]
-    assert {row["records"] for row in table} == {"7"}  # ten steps, of which three warm up
+    with pytest.raises(SystemExit, match="^0$"):
+        module.main()
+    with Path(words[words.index("--csv") + 1]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["efficiency"] for row in rows] == ["1.0", "1.0"]
+    assert len({row["batch"] for row in rows}) == (1 if "strong" in script else 2)
 
 
 @pytest.mark.slow

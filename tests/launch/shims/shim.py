@@ -68,7 +68,7 @@ def execute(program: Sequence[str], ranks: int, hosts: Sequence[str], per_node: 
 
 
 def leave(program: Sequence[str], ranks: int, status: int) -> int:
-    """Leave what a run leaves to `launch job` and benchmarks.weak_scaling; return its status.
+    """Leave what a run leaves to `launch job` and benchmarks/scaling.py; return its status.
 
     One record a step, with the images per second of a machine that loses nothing: one of each rank.
     """
