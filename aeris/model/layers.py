@@ -51,8 +51,11 @@ class Linear(nn.Linear):
         return cast is self.cast
 
     def drop_cast(self) -> None:
-        """Free what is kept, before the weight changes."""
-        if self.cast is not None:  # a compiled block that keeps none would be compiled again for the assignment
+        """Free what is kept, before the weight changes.
+
+        A block that is compiled keeps nothing, and an assignment would have it compiled again.
+        """
+        if self.cast is not None:
             self.cast = None
 
 
