@@ -18,14 +18,14 @@ from aeris import config as configs
 from aeris.config import RunConfig
 from aeris.dry_run import dry_run
 from aeris.dumps import directory, dump_step
-from aeris.flops import flops_per_sample, measure_gemm_rate
+from aeris.flops import flops_per_sample, measure_gemm_rate, recompute_flops
 from aeris.guards import Guards
 from aeris.log import RunLog, TrainingLine, console, run_program, speaker
 from aeris.model.swin import DTYPES
 from aeris.parallelize import build_model, choose_degrees, make_layout, take_seat
 from aeris.presets import PRESETS
-from aeris.rates import Rates
-from aeris.reading import ImageOrder, read_samples
+from aeris.rates import Rates, Yardstick, short
+from aeris.reading import ImageOrder, read_samples, start_reading
 from aeris.restore import channel_counts, check_same_run, open_store
 from aeris.run import Record, carry_through, claim, meet
 from aeris.startup import clock
@@ -51,6 +51,8 @@ class Arguments:
     """Print the resolved configuration, parameters, memory and FLOPs, and stop."""
     json: bool = False
     """With --dry-run: print one JSON object and nothing else."""
+    world_size: int = 0
+    """With --dry-run: go through a step of so many ranks, all in this process, and match every message."""
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
     """Settings of the run."""
 
@@ -79,20 +81,13 @@ def prepare(
     choose_policy(config.parallel.p2p, device)
     meet(device, config.parallel.timeout_s, guards)
     seat = take_seat(config, counts, dims, rank, device)
+    start_reading(config, seat)
     claim(config, run_dir, seat.groups, ("data.store",))
     run = Training(config, run_dir, store, seat, guards)
     ranks = f"{world} ranks ({dims}), {device.type}" if world > 1 else str(device)
     line = f"{run_dir}: {parameters:,} parameters on {ranks}, {describe()}, data {store.path}"
     run.begin([line], pipeline=run.pipeline)
     return run
-
-
-def said(rates: Record) -> str:
-    """Put rates into words."""
-    return (
-        f"{rates['images_per_s']:.1f} img/s {rates['tflops']:.2f} TFLOP/s MFU {rates['mfu']:.0%} "
-        f"data {rates['data_wait']:.0%}"
-    )
 
 
 def train(run: Training) -> None:
@@ -114,24 +109,25 @@ def train(run: Training) -> None:
     with line.bar, RunLog(path, run.images_seen) as log:
         for step in range(1, steps + 1):
             record = train_step(run, samples)
+            rates.end_step(run.images_seen, taken="skip" not in record)
             clock.finish("first step", run.run_dir, seat.dims.world, seat.lead)
             run.report(record, keep_skipped(run, record))
             regular = step % settings.log_every == 0 or step == steps
-            run.note(record, rates.since_last(run.images_seen) if regular else {}, log, line, said)
+            run.note(record, rates.since_last() if regular else {}, log, line, short)
             due = run.images_seen - run.saved_at >= config.checkpoint.every_images or step == steps
             if run.end_step(due):
                 break
-        run.close(last)
+        run.close(last, rates)
 
 
 def make_rates(run: Training) -> Rates:
     """Start the clock of the run's rates."""
-    counts = channel_counts(len(run.store.names))
-    flops = sum(flops_per_sample(run.config.model, *counts).values()) / run.seat.dims.world
+    model, counts = run.config.model, channel_counts(len(run.store.names))
+    flops, again = sum(flops_per_sample(model, *counts).values()), recompute_flops(model, *counts)
     # Only rank 0 speaks of rates; the others would take the cores from it.
-    gemm = measure_gemm_rate(run.device, DTYPES[run.config.model.precision]) if run.seat.lead else 1.0
+    gemm = measure_gemm_rate(run.device, DTYPES[model.precision]) if run.seat.lead else 1.0
     clock.mark("rate of a GEMM")
-    return Rates(run.images_seen, flops, gemm)
+    return Rates(run.images_seen, Yardstick(flops, again, run.seat.dims.world, gemm))
 
 
 def keep_skipped(run: Training, record: Record) -> str:
@@ -175,10 +171,10 @@ def main() -> None:
     with speaker.hush():
         arguments = parse(sys.argv[1:])
     if arguments.dry_run:
-        dry_run(arguments.config, arguments.preset, ranks.world, arguments.json)
+        dry_run(arguments.config, arguments.preset, ranks.world, arguments.json, arguments.world_size)
         return
-    if arguments.json:
-        raise ValueError("--json goes with --dry-run")
+    if arguments.json or arguments.world_size:
+        raise ValueError(f"--{'json' if arguments.json else 'world-size'} goes with --dry-run")
     config, run_dir = arguments.config, arguments.run_dir
 
     def work(run: Training) -> None:

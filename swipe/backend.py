@@ -14,6 +14,8 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -136,6 +138,18 @@ def finish() -> None:
     if dist.is_available() and dist.is_initialized():
         if not _libraries() & _XPU_BACKENDS:
             dist.destroy_process_group()
+
+
+@contextmanager
+def pretending(rank: int, world: int) -> Iterator[None]:
+    """Be one of `world` ranks of which no other is there: groups can be made, and nothing is sent in them."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def describe() -> str:

@@ -26,8 +26,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MAX_FILE_LINES, MAX_MEDIAN_LINES, MAX_FUNCTION_LINES, MAX_MODULE_DOCSTRING = 400, 170, 60, 12
 
 PROGRAMS = (
-    *("aeris.train", "aeris.replay", "aeris.forecast", "aeris.evaluate", "aeris.calibrate", "aeris.plan"),
-    "aeris.probe",
+    *("aeris.train", "aeris.replay", "aeris.forecast", "aeris.evaluate", "aeris.plan", "aeris.probe"),
     *("aeris.data.convert", "aeris.data.speedy"),
     *("aeris.aurora.finetune", "aeris.aurora.compare", "aeris.aurora.validate"),
 )
@@ -43,18 +42,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "aeris.data": ("aeris.config", "swipe.windows"),
     "aeris.diffusion": ("aeris.config", "aeris.data.variables"),
     "aeris.scores": ("aeris.config", "aeris.data.variables"),
+    "aeris.planning": ("aeris", "launch.layouts", "swipe"),
 }
 SPEAKERS = ("aeris.data.convert", "aeris.data.speedy", "aeris.diffusion.sampler")
 # Inside swipe a file imports only from rows above its own.
 SWIPE_ROWS = (
     ("windows", "mesh", "backend", "noise", "schedule", "stages", "sharding", "checkpoint_errors"),
-    ("whereabouts", "inquiry", "stopwatch"),
+    ("whereabouts", "inquiry", "stopwatch", "runthrough"),
     ("collectives", "shift", "checkpoint_files"),
     ("groups", "ulysses", "gradients", "checksums"),
     ("layout", "images", "checkpoint_reading", "watchdog", "stragglers"),
     ("edge", "checkpoint", "resume"),
     ("pipeline",),
-    ("pictures", "selftest", "probe"),
+    ("pictures", "selftest", "probe", "rehearsal"),
 )
 CHECKPOINTS = ("checkpoint", "checkpoint_errors", "checkpoint_files", "checkpoint_reading")
 DISTRIBUTED = tuple(

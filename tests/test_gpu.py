@@ -11,9 +11,13 @@ import torch
 from aeris import train
 from aeris.data.loader import SampleDataset, make_loader
 from aeris.flops import measure_gemm_rate
+from aeris.parallelize import take_seat
 from aeris.presets import PRESETS
+from aeris.reading import ImageOrder, read_samples
+from aeris.restore import channel_counts, open_store
 from aeris.step import noisy, train_step
 from swipe.backend import choose_device
+from swipe.mesh import ParallelDims
 from swipe.noise import key, normal, uniform
 
 DEVICE = choose_device("auto")
@@ -61,3 +65,17 @@ def test_a_training_step_is_that_of_the_cpu(precision: str, tmp_path: Path) -> N
 def test_the_gemm_rate_is_that_of_a_gpu() -> None:
     """More than any CPU: the measurement waits for the device."""
     assert 1e12 < measure_gemm_rate(DEVICE, torch.bfloat16) < 1e16
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_on_the_device_are_those_on_the_host(workers: int, tmp_path: Path) -> None:
+    """Copied ahead on a stream of their own, through pinned memory, and used while others are copied."""
+    base = PRESETS["tiny"]()
+    config = dataclasses.replace(base, data=dataclasses.replace(base.data, workers=workers))
+    store, order = open_store(config), ImageOrder(0, 24, 2)
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        seat = take_seat(config, channel_counts(len(store.names)), ParallelDims(), 0, device)
+        found.append([[x.sin().cpu() for x in s[:3]] for s in read_samples(config, store, seat, order)])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

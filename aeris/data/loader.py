@@ -4,17 +4,20 @@ Image k is pair number k modulo n of permutation k div n, and permutations are d
 run that goes on at image k sees what it would have seen without a stop, whatever its batch, workers or
 parallel layout.
 
-Shapes: B batch, N windows, T tokens per window, C channels, F forcings.
+Shapes: B batch, R ranks that share windows, N windows, T tokens per window, C channels, F forcings,
+X = 2 C + F.
 """
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from aeris.data.forcing import Forcing
 from aeris.data.normalize import Normalizer
@@ -41,6 +44,33 @@ class Sample(NamedTuple):
     forcing_BNTF: torch.Tensor
     image_B: torch.Tensor
     """Number of the image, int64."""
+
+
+class Packed(NamedTuple):
+    """State, residual and forcings side by side, so that they are stacked, sent and copied as one tensor."""
+
+    values_BRNTX: torch.Tensor
+    """Every rank's part of the windows; a single pair has no batch dim B."""
+    images: tuple[int, ...]
+    """Numbers: a tensor would be a second file that a worker hands over."""
+
+    @property
+    def image_B(self) -> torch.Tensor:
+        """Numbers of the images, int64."""
+        return torch.tensor(self.images, dtype=torch.int64)
+
+    @classmethod
+    def stack(cls, singles: Sequence[Packed]) -> Packed:
+        """Make a batch of single pairs; in a worker, in memory that it shares with the program."""
+        values_BRNTX = default_collate([single.values_BRNTX for single in singles])
+        return cls(values_BRNTX, tuple(image for single in singles for image in single.images))
+
+
+def unpack(values_BNTX: torch.Tensor, channels: int, image_B: torch.Tensor) -> Sample:
+    """Take a packed sample apart, without a copy."""
+    forcings = values_BNTX.shape[-1] - 2 * channels
+    state, residual, forcing = values_BNTX.split((channels, channels, forcings), dim=-1)
+    return Sample(state, residual, forcing, image_B)
 
 
 class SampleDataset(Dataset[Sample]):
@@ -89,22 +119,35 @@ class SampleDataset(Dataset[Sample]):
 
     def __getitem__(self, image: int) -> Sample:
         """Read one image: tensors [N, T, C], [N, T, C], [N, T, F] and the number."""
+        values_RNTX, _ = self.packed(image)
+        return unpack(values_RNTX[0], len(self.store.names), torch.tensor(image))
+
+    def packed(self, image: int, parts: int = 1) -> Packed:
+        """Read one image into one tensor, the windows cut into the `parts` of the ranks that share them.
+
+        Every value is written to where it is sent from.
+        """
         before, after = self.pair(image)
         roll = _columns(self.seed, image, self.store.cols) if self.roll else 0
-        now_NTC = self.store.read_windows(before, self.shard, roll)
-        next_NTC = self.store.read_windows(after, self.shard, roll)
-        state_NTC = self._normalizer.standardise(now_NTC)
-        residual_NTC = self._normalizer.standardise_residual(now_NTC, next_NTC)
+        self.store.expect(after, self.shard, roll)
+        now_NTC = torch.from_numpy(self.store.read_windows(before, self.shard, roll))
+        next_NTC = torch.from_numpy(self.store.read_windows(after, self.shard, roll))
+        forcing_NTF = torch.from_numpy(self._forcing.windows(self.store.times[before], self.shard, roll))
+        windows, tokens, channels = now_NTC.shape
+        widths = channels, channels, forcing_NTF.shape[-1]
+        cut = (1, 1, 1, tokens) if parts == 1 else WindowShard(self.shard.grid, (), parts).split(tokens)
+        values_RNTX = torch.empty(parts, windows, tokens // parts, sum(widths))
+        sets, quadrants, strips, rest = cut
+        places = values_RNTX.view(sets, strips, windows, quadrants, rest, -1).permute(2, 0, 3, 1, 4, 5)
+        state, residual, forcing = places.split(widths, dim=-1)
+        now, then = now_NTC.unflatten(1, cut), next_NTC.unflatten(1, cut)
+        self._normalizer.standardise_pair(now, then, state, residual)
+        forcing.copy_(forcing_NTF.unflatten(1, cut))
         if self._masked_NTC is not None:
-            state_NTC[self._masked_NTC] = 0.0
-            residual_NTC[self._masked_NTC] = 0.0
-        forcing_NTF = self._forcing.windows(self.store.times[before], self.shard, roll)
-        return Sample(
-            torch.from_numpy(state_NTC),
-            torch.from_numpy(residual_NTC),
-            torch.from_numpy(forcing_NTF),
-            torch.tensor(image, dtype=torch.int64),
-        )
+            masked = torch.from_numpy(self._masked_NTC).unflatten(1, cut)
+            state.masked_fill_(masked, 0.0)
+            residual.masked_fill_(masked, 0.0)
+        return Packed(values_RNTX, (image,))
 
 
 @lru_cache(maxsize=4)
@@ -119,15 +162,41 @@ def _columns(seed: int, image: int, cols: int) -> int:
     return int(np.random.Philox(key=(seed % 2**64) + (1 << 127), counter=image).random_raw() % cols)
 
 
+class _InParts(Dataset[Packed]):
+    """The samples of a data set, each cut into the parts of the ranks that share windows."""
+
+    def __init__(self, samples: SampleDataset, parts: int) -> None:
+        self.samples, self.parts = samples, parts
+
+    def __getitem__(self, image: int) -> Packed:
+        return self.samples.packed(image, self.parts)
+
+
 def make_loader(
     dataset: SampleDataset,
     images: Iterable[int],
     microbatch: int,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Sample]:
+) -> Iterator[Sample]:
     """Read `images` in order, `microbatch` at a time; each worker opens the store for itself."""
-    return read_ahead(dataset, images, microbatch, workers, pin_memory, prefetch=4)
+    for packed in read_packed(dataset, images, microbatch, 1, workers, pin_memory):
+        yield unpack(packed.values_BRNTX[:, 0], len(dataset.store.names), packed.image_B)
+
+
+def read_packed(
+    dataset: SampleDataset,
+    images: Iterable[int],
+    microbatch: int,
+    parts: int,
+    workers: int = 0,
+    pin_memory: bool = False,
+    begin: Callable[[], object] | None = None,
+) -> DataLoader[Packed]:
+    """Read `images` in order, `microbatch` at a time, cut into `parts`; see `read_ahead`."""
+    return read_ahead(
+        _InParts(dataset, parts), images, microbatch, workers, pin_memory, 4, Packed.stack, begin
+    )
 
 
 def read_ahead(
@@ -137,6 +206,8 @@ def read_ahead(
     workers: int,
     pin_memory: bool,
     prefetch: int = 2,
+    stack: Callable[[Any], Any] | None = None,
+    begin: Callable[[], object] | None = None,
 ) -> DataLoader[Any]:
     """Read the entries of a data set that `order` names, in processes of their own if there are any.
 
@@ -147,16 +218,15 @@ def read_ahead(
         workers: processes that read; 0 reads when asked.
         pin_memory: hand on tensors in memory that a GPU reads from without waiting.
         prefetch: batches each worker has ready.
+        stack: makes a batch of entries; None: as torch does.
+        begin: called in every process before it reads.
     """
     parallel: dict[str, Any] = {}
     if workers:
-        context = multiprocessing.get_context("forkserver")
-        # torch is imported once, not in every worker
-        context.set_forkserver_preload([type(dataset).__module__])
-        _start_unmoved_by_signals()
+        start_workers(type(dataset).__module__)
         parallel = {
-            "multiprocessing_context": context,
-            "worker_init_fn": _end_for_the_parent_only,
+            "multiprocessing_context": multiprocessing.get_context("forkserver"),
+            "worker_init_fn": partial(_begin_worker, begin),
             "persistent_workers": True,
             "prefetch_factor": prefetch,
         }
@@ -166,8 +236,23 @@ def read_ahead(
         sampler=order,
         num_workers=workers,
         pin_memory=pin_memory,
+        collate_fn=stack,
         **parallel,
     )
+
+
+def start_workers(module: str = __name__) -> None:
+    """Start the process that data workers are forked from, if it does not run; the program goes on meanwhile.
+
+    It imports, once for all of them, what a worker needs: the module of the data set, and what the program
+    imports, which Python runs again in every worker.
+    """
+    program = vars(sys.modules["__main__"]).values()
+    imported = {x.__name__ if inspect.ismodule(x) else getattr(x, "__module__", None) for x in program}
+    wanted = sorted(name for name in imported if isinstance(name, str) and name in sys.modules)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module, *(name for name in wanted if name != "__main__")])
+    _start_unmoved_by_signals()
 
 
 _ASKING = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -189,8 +274,15 @@ def _start_unmoved_by_signals() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_for_the_parent_only(worker: int) -> None:
-    """Let a worker end when the program terminates it, and for nobody else; called in the worker."""
+def _begin_worker(begin: Callable[[], object] | None, worker: int) -> None:
+    """Prepare a worker; called in it."""
+    if begin is not None:
+        begin()
+    _end_for_the_parent_only()
+
+
+def _end_for_the_parent_only() -> None:
+    """Let a worker end when the program terminates it, and for nobody else."""
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -48,6 +48,17 @@ class Normalizer:
         """Return the standardised change between two states in physical units: [..., C]."""
         return (after - before - _like(self._residual_mean_C, before)) / _like(self._residual_std_C, before)
 
+    def standardise_pair(
+        self, before: torch.Tensor, after: torch.Tensor, state: torch.Tensor, residual: torch.Tensor
+    ) -> None:
+        """Write `standardise(before)` and `standardise_residual(before, after)` to where they are wanted.
+
+        The same numbers, without a temporary per operation; every tensor is [..., C].
+        """
+        torch.sub(before, _like(self._mean_C, before), out=state).div_(_like(self._std_C, before))
+        torch.sub(after, before, out=residual)
+        residual.sub_(_like(self._residual_mean_C, before)).div_(_like(self._residual_std_C, before))
+
     def apply_residual(self, before: Array, residual: Array) -> Array:
         """Add a standardised residual to a state in physical units: [..., C].
 

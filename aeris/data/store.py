@@ -136,7 +136,7 @@ class Store:
                 f"{self.path} has masked channels ({', '.join(self.masks)}), which cannot be rolled"
             )
         file, local = self._years.locate(index)
-        corners = [(wy * side, (wx * side - roll) % self.cols) for wy, wx in shard.windows]
+        corners = self._corners(shard, roll)
         half, channels = side // 2, len(self.names)
         x_NTC = np.empty((len(corners), grid.tokens // shard.sp, channels), dtype=np.float32)
         sets, quadrants, strips, tokens = shard.split(grid.tokens)
@@ -158,14 +158,32 @@ class Store:
             self._refuse(index)
         return x_NTC
 
-    def _from_chunks(self, file: YearFile, local: int, corners: list[tuple[int, int]]) -> Iterator[Field]:
-        """Read windows as large as a chunk; off the chunks, from the two they lie in, each read once."""
+    def expect(self, index: int, shard: WindowShard, roll: int = 0) -> None:
+        """Say that a rank's windows of a time are read next, so that the disk begins; see `read_windows`."""
+        if shard.grid.window == self.window:
+            file, local = self._years.locate(index)
+            chunks = self._chunks_of(self._corners(shard, roll))
+            file.expect(local, dict.fromkeys(corner for pair in chunks for corner in pair))
+
+    def _corners(self, shard: WindowShard, roll: int) -> list[tuple[int, int]]:
+        """Return the first (row, col) of a rank's windows on the turned globe."""
+        side = shard.grid.window
+        return [(wy * side, (wx * side - roll) % self.cols) for wy, wx in shard.windows]
+
+    def _chunks_of(self, corners: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Return, for windows as large as a chunk, the chunk a window begins in and the one it ends in."""
         side = self.window
         shift = corners[0][1] % side  # the same for all windows of a roll
+        ends = (side - 1) if shift else 0
+        return [((row, col - shift), (row, (col + ends) % self.cols // side * side)) for row, col in corners]
+
+    def _from_chunks(self, file: YearFile, local: int, corners: list[tuple[int, int]]) -> Iterator[Field]:
+        """Read windows as large as a chunk; off the chunks, from the two they lie in, each read once."""
+        shift = corners[0][1] % self.window
         if shift == 0:
             yield from file.chunks(local, corners)
             return
-        pairs = [((row, col - shift), (row, (col - shift + side) % self.cols)) for row, col in corners]
+        pairs = self._chunks_of(corners)
         needed = list(dict.fromkeys(corner for pair in pairs for corner in pair))
         chunks = {corner: chunk.copy() for corner, chunk in zip(needed, file.chunks(local, needed))}
         for left, right in pairs:

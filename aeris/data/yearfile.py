@@ -3,7 +3,8 @@
     fields float32 [time, channel, latitude, longitude], chunk = one window of every channel at one time
     time int64 (s since 1970), channel (names), latitude, longitude: so that a file describes itself
 
-A window chunk lets every rank read whole chunks and nothing else, for any window-parallel grid.
+A window chunk lets every rank read whole chunks and nothing else, for any window-parallel grid. Uncompressed
+chunks lie one after the other: they are read past HDF5, with hints to the kernel about which come next.
 
 Shapes: C channels, Y rows, X cols, W side of a window.
 """
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
 FIELD_BYTES = np.dtype(np.float32).itemsize
+# The kernel is told of so much that will be read, so that a disk works while chunks are put in order.
+AHEAD_BYTES = 8 * 2**20
 
 
 class StoreError(ValueError):
@@ -43,11 +46,12 @@ class YearFile:
         self.path = path
         self._cache_bytes = cache_bytes
         self._dataset: Any = None
+        self._straight: _Straight | None = None
         self._process = -1
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open handles behind: HDF5 handles do not survive in another process."""
-        return {**self.__dict__, "_dataset": None, "_process": -1}
+        return {**self.__dict__, "_dataset": None, "_straight": None, "_process": -1}
 
     @property
     def dataset(self) -> Any:
@@ -58,6 +62,7 @@ class YearFile:
         """
         if self._process != os.getpid():
             self._dataset = self._open()["fields"]
+            self._straight = _Straight.of(self._dataset)
             self._process = os.getpid()
         return self._dataset
 
@@ -86,23 +91,43 @@ class YearFile:
     ) -> Iterator[Field]:
         """Read the chunks at `corners` (row, col) one by one: float32 [C, W, W], C is 1 for a `channel`.
 
-        All use one buffer: a chunk is gone when the next one is asked for. One HDF5 selection over many
-        chunks copies row by row: 127 ms in place of 6 ms for 32 windows of 30 x 30 of a 0.25-degree field.
+        All use one buffer: a chunk is gone when the next one is asked for.
 
         Raises:
             StoreError: the file is damaged.
         """
-        file, side = self.dataset.id, self.window
-        shape = (self.dataset.shape[1] if channel is None else 1, side, side)
+        dataset, side = self.dataset, self.window
+        shape = (dataset.shape[1] if channel is None else 1, side, side)
         chunk_CWW = np.empty(shape, dtype=np.float32)
+        if self._straight is None:
+            reads = self._read_chunks(index, corners, channel or 0, chunk_CWW)
+        else:
+            reads = self._straight.read(index, corners, channel or 0, chunk_CWW)
+        try:
+            for _ in reads:
+                yield chunk_CWW
+        except OSError as error:
+            raise damaged(self.path, error) from None
+
+    def expect(self, index: int, corners: Iterable[tuple[int, int]]) -> None:
+        """Tell the kernel that the chunks at `corners` will be read soon, where it can be told."""
+        if self.dataset is not None and self._straight is not None:
+            self._straight.expect(index, corners)
+
+    def _read_chunks(
+        self, index: int, corners: Iterable[tuple[int, int]], channel: int, chunk_CWW: Field
+    ) -> Iterator[None]:
+        """Read chunk after chunk through HDF5, which decompresses.
+
+        One selection over many chunks would copy row by row: 127 ms in place of 6 ms for 32 windows of
+        30 x 30 of a 0.25-degree field.
+        """
+        file, shape = self.dataset.id, chunk_CWW.shape
         memory, space = h5py.h5s.create_simple(shape), file.get_space()
         for row, col in corners:
-            try:
-                space.select_hyperslab((index, channel or 0, row, col), (1, *shape))
-                file.read(memory, space, chunk_CWW)
-            except OSError as error:
-                raise damaged(self.path, error) from None
-            yield chunk_CWW
+            space.select_hyperslab((index, channel, row, col), (1, *shape))
+            file.read(memory, space, chunk_CWW)
+            yield
 
     def read(
         self, index: int, corner: tuple[int, int], size: tuple[int, int], channel: int | None = None
@@ -127,7 +152,83 @@ class YearFile:
         """Close the file if this process has it open."""
         if self._process == os.getpid():
             self._dataset.file.close()
-        self._dataset, self._process = None, -1
+        self._dataset, self._straight, self._process = None, None, -1
+
+
+class _Straight:
+    """Uncompressed chunks that lie one after the other, read from the file descriptor that HDF5 has open.
+
+    Against HDF5, which is asked about every chunk, it halves the time of reading from memory, and it can say
+    ahead what it will read.
+    """
+
+    def __init__(self, descriptor: int, first_byte: int, shape: Sequence[int], side: int) -> None:
+        self._descriptor, self._first_byte, self._side = descriptor, first_byte, side
+        _, channels, rows, cols = shape
+        self._grid = rows // side, cols // side
+        self._chunk_bytes = channels * side**2 * FIELD_BYTES
+        if hasattr(os, "posix_fadvise"):  # chunks of a rank are far apart: no guesses about what comes next
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    @classmethod
+    def of(cls, dataset: Any) -> _Straight | None:
+        """Find out whether the chunks of a dataset lie so; None if they do not, or are not plain floats."""
+        side, plan = dataset.chunks[-1], dataset.id.get_create_plist()
+        edges = dataset.chunks[:2] != (1, dataset.shape[1]) or any(n % side for n in dataset.shape[2:])
+        if edges or plan.get_nfilters() or dataset.dtype != np.dtype("<f4") or not hasattr(os, "preadv"):
+            return None
+        last = tuple(n - c for n, c in zip(dataset.shape, dataset.chunks))
+        ends = [dataset.id.get_chunk_info_by_coord(corner).byte_offset for corner in ((0, 0, 0, 0), last)]
+        chunk_bytes = int(np.prod(dataset.chunks)) * FIELD_BYTES
+        if None in ends or ends[1] - ends[0] != dataset.size * FIELD_BYTES - chunk_bytes:
+            return None
+        return cls(dataset.file.id.get_vfd_handle(), ends[0], dataset.shape, side)
+
+    def _offsets(self, index: int, corners: Iterable[tuple[int, int]]) -> list[int]:
+        (rows, cols), side = self._grid, self._side
+        return [
+            self._first_byte + ((index * rows + row // side) * cols + col // side) * self._chunk_bytes
+            for row, col in corners
+        ]
+
+    def expect(self, index: int, corners: Iterable[tuple[int, int]]) -> None:
+        """Tell the kernel of the chunks at `corners`, up to `AHEAD_BYTES`."""
+        self._announce(self._offsets(index, corners)[: self._ahead], 0, self._chunk_bytes)
+
+    def _announce(self, offsets: Sequence[int], skip: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):
+            for offset in offsets:
+                os.posix_fadvise(self._descriptor, offset + skip, size, os.POSIX_FADV_WILLNEED)
+
+    @property
+    def _ahead(self) -> int:
+        return max(1, AHEAD_BYTES // self._chunk_bytes)
+
+    def read(
+        self, index: int, corners: Iterable[tuple[int, int]], channel: int, chunk_CWW: Field
+    ) -> Iterator[None]:
+        """Read chunk after chunk, or one channel of each, into `chunk_CWW`.
+
+        Raises:
+            OSError: the file ends before.
+        """
+        offsets, ahead = self._offsets(index, corners), self._ahead
+        memory = chunk_CWW.reshape(-1).view(np.uint8).data
+        skip = channel * self._side**2 * FIELD_BYTES
+        self._announce(offsets[:ahead], skip, len(memory))
+        for number, offset in enumerate(offsets):
+            self._announce(offsets[number + ahead : number + ahead + 1], skip, len(memory))
+            _fill(self._descriptor, memory, offset + skip)
+            yield
+
+
+def _fill(descriptor: int, memory: memoryview, offset: int) -> None:
+    """Fill `memory` from a file; a read may give less than it is asked for."""
+    while len(memory):
+        count = os.preadv(descriptor, [memory], offset)
+        if not count:
+            raise OSError(f"the file ends at byte {offset}")
+        memory, offset = memory[count:], offset + count
 
 
 class Years:

@@ -1,1 +1,1 @@
-"""What a run would take on a machine, before it is queued: memory, bytes, seconds, and which layout is best."""
+"""What a run would take on a machine, before it is queued: memory, bytes, seconds, and the best layouts."""

@@ -54,3 +54,14 @@ def test_masked_points_are_zero_after_standardising(store_path: Path) -> None:
     store = Store(store_path)
     state = Normalizer(store.statistics, 6).standardise(store.read(0).transpose(1, 2, 0))
     assert np.all(state[..., -1][~store.mask_CYX[-1]] == 0)
+
+
+def test_a_pair_is_standardised_to_where_it_is_wanted(store: Store) -> None:
+    """The same bits, also into a part of a larger tensor."""
+    before, after = (torch.from_numpy(store.read(i).transpose(1, 2, 0).copy()) for i in (3, 4))
+    normalizer, whole = Normalizer(store.statistics, 6), torch.zeros(*before.shape[:2], 60)
+    state, residual, rest = whole.split((24, 24, 12), dim=-1)
+    normalizer.standardise_pair(before, after, state, residual)
+    assert np.array_equal(state, normalizer.standardise(before.numpy()))
+    assert np.array_equal(residual, normalizer.standardise_residual(before.numpy(), after.numpy()))
+    assert not rest.any()

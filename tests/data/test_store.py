@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from aeris.data import yearfile
 from aeris.data.store import Store, StoreError, packaged_sample
 from swipe.windows import WindowGrid, WindowShard
 
@@ -75,6 +78,58 @@ def test_a_rank_can_read_its_strips_only(store_path: Path, sp: int) -> None:
         shard = WindowShard.dealt(WindowGrid(12, 24, 12), (1, 2), (0, 1), sp, sp_rank)
         expected = store.read(3).reshape(20, -1).T[shard.token_index()]
         np.testing.assert_array_equal(store.read_windows(3, shard), expected)
+
+
+@pytest.mark.parametrize("roll", [0, 4, 6])
+def test_plain_chunks_are_read_past_hdf5_bit_for_bit(
+    weather: Callable[..., xr.Dataset], convert: Callable[..., Store], tmp_path: Path, roll: int
+) -> None:
+    """Windows of any side, a part of one channel, and what a compressed store gives."""
+    weather().to_netcdf(tmp_path / "source.nc", engine="h5netcdf")
+    plain = convert(tmp_path / "source.nc", tmp_path / "plain")
+    packed = convert(tmp_path / "source.nc", tmp_path / "packed", compress=True)
+    for side in (6, 4):
+        shard = WindowShard.dealt(WindowGrid(12, 24, side), (1, 2), (0, 1))
+        for index in (0, len(plain) - 1):  # in different years
+            plain.expect(index, shard, roll)
+            ours = plain.read_windows(index, shard, roll)
+            np.testing.assert_array_equal(ours, packed.read_windows(index, shard, roll))
+    for store, straight in ((plain, True), (packed, False)):
+        (file,) = {store._years.locate(0)[0]}
+        assert (file._straight is not None) is straight
+    corner, size = (3, 5), (4, 11)
+    field = plain.read(1)[7, 3:7, 5:16]
+    np.testing.assert_array_equal(plain._years.read(1, corner, size, channel=7)[0], field)
+
+
+def test_a_rank_reads_its_chunks_and_no_byte_more(
+    weather: Callable[..., xr.Dataset],
+    convert: Callable[..., Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what the kernel is told ahead is the same bytes, each before it is read."""
+    weather().to_netcdf(tmp_path / "source.nc", engine="h5netcdf")
+    store = convert(tmp_path / "source.nc", tmp_path / "plain")
+    shard = WindowShard.dealt(WindowGrid(12, 24, 6), (1, 2), (0, 1))
+    expected, read, told = store.read_windows(0, shard), list[int](), list[int]()
+    preadv, advise = os.preadv, hasattr(os, "posix_fadvise")
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        assert not advise or offset in told or offset - 1000 in told
+        read.append(offset)
+        short = len(read) == 1  # goes on where it ended
+        return preadv(descriptor, [buffers[0][:1000]] if short else buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    if advise:
+        monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, size, how: told.append(offset))
+    monkeypatch.setattr(yearfile, "AHEAD_BYTES", 1)  # one chunk ahead
+    np.testing.assert_array_equal(store.read_windows(0, shard), expected)
+    assert len(read) == 1 + len(shard.windows) and read[1] == read[0] + 1000
+    offsets = [read[0], *read[2:]]
+    assert not any((offset - offsets[0]) % (len(store.names) * 36 * 4) for offset in offsets)
+    assert not advise or sorted(told) == sorted(offsets)
 
 
 def test_masked_points_have_one_fill_value_whoever_reads_them(store_path: Path) -> None:
