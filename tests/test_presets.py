@@ -53,7 +53,7 @@ def test_checkpointing_keeps_much_less() -> None:
 
 
 def test_activations_are_those_of_fused_attention() -> None:
-    """The 1.3B network keeps 13 d + 2 m bf16 numbers a token and block, not T x T; the published one 2 m more."""
+    """The 1.3B network keeps 13 d + 2 m bf16 numbers a token and block, not T x T."""
     config = PRESETS["1.3b-24h"]()
     numbers = 13 * config.model.width + 2 * config.model.hidden
     estimate = 2 * numbers * config.model.rows * config.model.cols * config.model.layers * config.model.blocks

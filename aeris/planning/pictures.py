@@ -70,7 +70,7 @@ def draw(named: Sequence[tuple[str, Plan]], path: Path, title: str) -> None:
     _timeline(lower, first)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=84, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=74, pil_kwargs={"optimize": True})
 
 
 def _short(plan: Plan) -> str:
@@ -132,10 +132,10 @@ def _passes(axes: Any, spans: Sequence[Span], stages: int, start: float, stop: f
                 if s.stage == stage and s.action.kind == kind and s.end > start and s.start < stop
             ]
             pieces = [(s.start, s.end - s.start) for s in some]
-            if pieces:
-                axes.broken_barh(
-                    pieces, (stage - 0.42, 0.84), facecolor=color, edgecolor="white", linewidth=0.4
-                )
+            if pieces:  # the edge of a thin one would cover it
+                thin = max(length for _, length in pieces) < room / 4
+                look = {"facecolor": color, "edgecolor": color if thin else "white", "linewidth": 0.4}
+                axes.broken_barh(pieces, (stage - 0.42, 0.84), **look)
             for span in some:
                 middle = (span.start + span.end) / 2
                 if span.end - span.start > room and start < middle < stop:

@@ -1,7 +1,7 @@
 #!/bin/bash -l
-# 40B parameters on 720 nodes of LUMI-G or a machine like it, 5,760 ranks: 2 replicas of 360 nodes, each 6 x 6
-# ranks for windows x 20 stages x 4 ranks for the tokens of a window (8 would need quadrants that halve; 15 x 15
-# do not). The published layout with 4 instead of 12 ranks a window; not run there.
+# 40B parameters on 720 nodes of LUMI-G or a machine like it, 5,760 ranks: 12 x 12 ranks for windows x 10 stages
+# x 4 ranks for the tokens of a window (8 would need quadrants that halve; 15 x 15 do not). Chosen by aeris.plan:
+# 52 of 64 GB a device, where the published 6 x 6 x 20 with 4 instead of 12 ranks a window needs 106; not run.
 #
 # The job asks for 1 % more nodes: those that fail the preflight, or later, are replaced by them.
 # 15 minutes before the end Slurm sends USR1: the run saves, and the job submits the next one.
@@ -14,7 +14,7 @@
 # Settings (sbatch --export=ALL,NAME=VALUE,...): NODES and DP together, RUN_DIR, DATA (a store of
 # aeris.data.convert), VENV, ARCHIVE (an environment of `launch pack`, put on every node), FLAGS (more flags of
 # aeris.train, by blanks), CHAIN (the script of the next job; empty: none).
-# A replica needs 360 nodes, and DP divides the batch of 1400.
+# A replica needs 720 nodes, and DP divides the batch of 1400.
 #SBATCH --job-name=train_40b
 #SBATCH --partition=standard-g
 #SBATCH --nodes=728
@@ -34,5 +34,5 @@ read -r -a flags <<<"${FLAGS:-}"
 exec python -m launch job --machine lumi --nodes "$NODES" \
     --resubmit "${CHAIN-launch/slurm/train_40b.sh}" --stage "${ARCHIVE:-}" -- \
     aeris.train 40b --run-dir "${RUN_DIR:-runs/40b}" --data.store "${DATA:-era5}" \
-    --checkpoint.every-minutes 15 --parallel.dp "${DP:-2}" --parallel.wp-y 6 --parallel.wp-x 6 \
-    --parallel.pp 20 --parallel.sp 4 "${flags[@]}"
+    --checkpoint.every-minutes 15 --parallel.dp "${DP:-1}" --parallel.wp-y 12 --parallel.wp-x 12 \
+    --parallel.pp 10 --parallel.sp 4 "${flags[@]}"

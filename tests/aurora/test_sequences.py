@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import sys
+import types
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -321,12 +323,18 @@ def test_workers_read_the_same_as_the_program_itself() -> None:
 
 
 def test_worker_processes_know_the_data_set_before_they_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fork server imports its module, and with it torch, once for all of them."""
+    """The fork server imports its module, and what the program imports, once for all of them.
+
+    Not the program itself: Python warns in every worker that runs a module which is imported already.
+    """
     asked: list[list[str]] = []
+    program = types.ModuleType("__main__")
+    vars(program).update(torch=torch, choose=read_ahead, own=type("Own", (), {"__module__": "__main__"}))
+    monkeypatch.setitem(sys.modules, "__main__", program)
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(type(context), "set_forkserver_preload", lambda self, names: asked.append(names))
     read_ahead(sequences._Images(Sequences(weather(TWO_YEARS)), 0), range(2), 1, 1, False)
-    assert asked == [[sequences.__name__]]
+    assert asked == [[sequences.__name__, read_ahead.__module__, "torch"]]
 
 
 def test_a_microbatch_moves_with_its_targets() -> None:

@@ -28,7 +28,7 @@ PUBLISHED = ParallelDims(14, 6, 6, 20, 12)
 def smallest(layout: str) -> tuple[ParallelDims, RunConfig]:
     """The benchmark's network as small as it can be with windows whose attention is fused on CPU."""
     dims, config = benchmark.varied(layout)
-    model = replace(config.model, rows=24, cols=48, layers=2, width=64, heads=4, hidden=256)
+    model = replace(config.model, rows=24, cols=48, window=24, layers=2, width=64, heads=4, hidden=256)
     return dims, replace(config, model=model, train=replace(config.train, batch=2 * dims.dp))
 
 
