@@ -5,7 +5,8 @@ every measurement (posix_fadvise DONTNEED after fsync), and reads, in turn with 
 many bytes: windows of ranks of a 6 x 6 layout, whole samples, and (from memory) samples through data workers.
 Then trains `tiny` with and without workers, for the share of a step that waits for data.
 
-A virtual disk may be cached outside of this machine; both ways of reading gain from that alike.
+A virtual disk may be cached outside of this machine, and be faster in its first second than later. What
+is read beyond a rank's bytes is counted of one rank alone: its neighbours would use it.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ SEQUENTIAL_BYTES = 8 * 2**20  # of one read
 class Options:
     """Read windows and samples of a large store, in turn with sequential reading of as many bytes."""
 
-    gb: float = 2.0
+    gb: float = 1.2
     """Size of the store that is made; at least 0.6."""
     windows: tuple[int, ...] = (30, 60)
     """Window sides, a store for each."""
-    ranks: int = 9
-    """Ranks of the 36 whose windows are read, evenly spread."""
-    rounds: int = 3
+    ranks: int = 36
+    """Ranks of the 36 whose windows are read, evenly spread; all of them read the whole store."""
+    rounds: int = 2
     """Measurements of each row, in turn with sequential reading; medians are shown."""
     workers: tuple[int, ...] = (2,)
     """Data workers of the rows that read samples through them."""
@@ -174,21 +175,21 @@ class Reading:
         self.times = len(store)
         self.field_bytes = shards[0].token_index().size * len(store.names) * 4  # of one rank and time
 
-    def windows(self) -> int:
-        """Read the windows of every rank at every time; return how many bytes they are."""
-        for rank in self.ranks:
+    def windows(self, ranks: int) -> int:
+        """Read the windows of the first ranks at every time; return how many bytes they are."""
+        for rank in self.ranks[:ranks]:
             for index in range(self.times):
                 rank.store.read_windows(index, rank.shard)
             rank.store.close()
-        return len(self.ranks) * self.times * self.field_bytes
+        return ranks * self.times * self.field_bytes
 
-    def samples(self) -> int:
-        """Read samples of every rank, of two neighbouring times each; no time twice."""
-        for rank in self.ranks:
+    def samples(self, ranks: int) -> int:
+        """Read samples of the first ranks, of two neighbouring times each; no time twice."""
+        for rank in self.ranks[:ranks]:
             for image in self.apart():
                 rank.packed(image)
             rank.store.close()
-        return len(self.ranks) * (self.times // 2) * 2 * self.field_bytes
+        return ranks * (self.times // 2) * 2 * self.field_bytes
 
     def through(self, workers: int) -> tuple[int, float]:
         """Read the samples of one rank through data workers; return bytes and s, without their start."""
@@ -214,17 +215,19 @@ def row(what: str, **numbers: float | str | int) -> Row:
     return {"what": what} | {name: numbers.get(name, "") for name in columns}
 
 
-def measure(what: str, way: Callable[[], int], reading: Reading, rounds: int) -> Row:
+def measure(what: str, way: Callable[[int], int], reading: Reading, rounds: int) -> Row:
     """Read in one way, in turn with sequential reading; return the row."""
-    needed, file = way(), reading.file  # warms up
-    found = []
+    file, ranks, found = reading.file, len(reading.ranks), []
+    own_bytes = way(1)  # warms up
+    alone = timed(lambda: way(1), file)
+    needed, counted = ranks * own_bytes, max(alone.asked_bytes, alone.disk_bytes)
     for _ in range(rounds):
         plain = timed(lambda: in_order(file, needed), file)
-        found.append((timed(way, file), plain, direct(file, needed), timed(way, None)))
+        cold, again = timed(lambda: way(ranks), file), timed(lambda: way(ranks), None)
+        found.append((cold, plain, direct(file, needed), again))
     cold_s, plain_s, direct_s, memory_s = (
         statistics.median(spent.wall_s for spent in column) for column in zip(*found)
     )
-    counted = statistics.median(max(own.asked_bytes, own.disk_bytes) for own, *_ in found)
     return row(
         what,
         window=reading.side,
@@ -232,7 +235,7 @@ def measure(what: str, way: Callable[[], int], reading: Reading, rounds: int) ->
         sequential_mb_per_s=needed / plain_s / 1e6,
         direct_mb_per_s=needed / direct_s / 1e6,
         of_sequential=statistics.median(plain.wall_s / own.wall_s for own, plain, *_ in found),
-        read_over_needed=counted / needed if counted else "",
+        read_over_needed=counted / own_bytes if counted else "",
         from_memory_mb_per_s=needed / memory_s / 1e6,
     )
 
