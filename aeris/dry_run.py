@@ -85,7 +85,7 @@ def spread(config: RunConfig, preset: str, world: int) -> tuple[ParallelDims, st
 def layout_of(config: RunConfig, channels: int, dims: ParallelDims) -> dict[str, Any]:
     """Say how a run is spread over ranks."""
     stages = cut(config.model, *channel_counts(channels), dims.pp)
-    count = config.train.batch // (config.train.microbatch * dims.dp)
+    count = microbatches(config, dims)
     timeline = simulate(SCHEDULES[config.parallel.schedule](dims.pp, count))
     return {
         "layout": str(dims),
@@ -157,7 +157,7 @@ def print_layout(config: RunConfig, parallel: dict[str, Any], origin: str = "") 
         table.add_row(f"stage {number}", ", ".join(names))
     stages, count = len(parallel["stages"]), parallel["microbatches"]
     table.add_row("microbatches per step and replica", str(count))
-    table.add_row("pipeline idle", f"{parallel['bubble']:.1%}")
+    table.add_row("pipeline idle, were all stages equal", f"{parallel['bubble']:.1%}")
     console.print(table)
     if 1 < stages <= 8 and count <= 12:
         console.print(render(SCHEDULES[config.parallel.schedule](stages, count)))
@@ -188,7 +188,7 @@ def print_rehearsal(found: dict[str, Any], dims: ParallelDims) -> None:
     table.add_row("messages", f"{found['messages']:,}, each sent and received once")
     for kind, size in found["sent"].items():
         if size:
-            table.add_row(f"sent, {kind}", f"{size:.4g} bytes, {size / dims.world / 1e9:.3f} GB a rank")
+            table.add_row(f"sent, {kind}", f"{size:.4g} bytes, {size / dims.world / 1e9:.3f} GB a rank on average")
     table.add_row("this took", f"{found['seconds']:.0f} s, {found['peak_bytes'] / 1e9:.2f} GB at most")
     console.print(table)
 

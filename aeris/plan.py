@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,10 +33,12 @@ from aeris.restore import open_store
 from launch import layouts
 from launch.hosts import counted
 from launch.rank import discover
-from swipe.mesh import ParallelDims
+from swipe.mesh import AXES, ParallelDims
 
 DOUBLINGS = 4
 """How often the nodes are doubled to find out how many a run needs that does not fit."""
+CHOSEN = {("parallel", name) for name in (*AXES, "shard")} | {("train", "batch"), ("train", "microbatch")}
+"""Settings that `Plan.flags` gives."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,22 @@ def nothing_fits(
     )
 
 
+def command(arguments: Arguments, plan: Plan) -> str:
+    """Write what starts the run under a layout: the preset, the layout, and what else was asked for."""
+    start, words = dataclasses.asdict(PRESETS[arguments.preset]()), [arguments.preset, plan.flags]
+    for section, values in dataclasses.asdict(arguments.config).items():
+        for name, value in values.items():
+            if (section, name) in CHOSEN or value == start[section][name]:
+                continue
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{section}.{flag}" if value else f"--{section}.no-{flag}")
+            else:
+                each = value if isinstance(value, list | tuple) else (value,)
+                words += [f"--{section}.{flag}", *(shlex.quote(str(one)) for one in each)]
+    return " ".join(words)
+
+
 def say(arguments: Arguments, found: Found) -> None:
     """Print what was found."""
     plans, best = found.search.plans, found.search.plans[0]
@@ -225,9 +244,8 @@ def say(arguments: Arguments, found: Found) -> None:
     console.print(report.COLUMNS, style="dim")
     if found.remark:
         console.print(found.remark, markup=False)
-    console.print(
-        f"\n[bold]the best[/]  python -m aeris.train {arguments.preset} {best.flags}\n", soft_wrap=True
-    )
+    console.print("\n[bold]the best[/]  python -m aeris.train ", end="")
+    console.print(f"{command(arguments, best)}\n", soft_wrap=True, markup=False)
     for table in report.details(best):
         console.print(table)
         console.print()
@@ -252,7 +270,7 @@ def as_json(arguments: Arguments, found: Found) -> dict[str, Any]:
         "machine": dataclasses.asdict(found.search.plans[0].hardware),
         "nodes": arguments.nodes,
         "layouts": found.search.layouts,
-        "best": [report.row(plan) | {"flags": plan.flags} for plan in found.search.plans],
+        "best": [report.row(plan) | {"command": command(arguments, plan)} for plan in found.search.plans],
         "published": report.row(found.published) if found.published else None,
         "changes": [
             {"name": name, "value": value, "best": report.row(search.plans[0]) if search.plans else None}
@@ -262,6 +280,7 @@ def as_json(arguments: Arguments, found: Found) -> dict[str, Any]:
             {
                 "layout": dataclasses.asdict(one.dims),
                 "microbatch": one.config.train.microbatch,
+                "shard": one.config.parallel.shard,
                 "why": one.problem,
             }
             for one in found.search.rejected
@@ -308,7 +327,8 @@ def main() -> None:
     if arguments.plot:
         from aeris.planning.pictures import draw
 
-        title = f"{arguments.preset} on {arguments.nodes:,} nodes of {found.search.plans[0].hardware.name}"
+        nodes = counted(arguments.nodes, "node")
+        title = f"{arguments.preset} on {nodes} of {found.search.plans[0].hardware.name}"
         draw(found.named, arguments.plot, title)
 
 

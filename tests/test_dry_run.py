@@ -70,7 +70,7 @@ def test_degrees_are_those_asked_for_published_or_chosen() -> None:
     assert str(dims) == "dp 14 x wp 6x6 x pp 20 x sp 12" and origin.startswith(
         "published for 40b on alcf-aurora"
     )
-    assert dry_runs.spread(config, "40b", 2_880)[1].startswith("published for 40b on lumi")
+    assert dry_runs.spread(config, "40b", 5_760)[1].startswith("published for 40b on lumi")
     dims, origin = dry_runs.spread(config, "40b", 1_000)
     assert dims.world == 1_000 and origin == "chosen"
     fixed = replace(config, parallel=replace(config.parallel, sp=4))

@@ -115,6 +115,11 @@ def _from_values(values: Any, path: Path) -> Hardware:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected an object with the fields of a machine, found {values!r}")
     values = {"name": path.stem, "nodes": 0, **values}
+    if not isinstance(values["name"], str):
+        raise ValueError(f"{path}: name is {values['name']!r}, not text")
+    for name in ("devices_per_node", "nodes"):
+        if isinstance(value := values.get(name), float) and value.is_integer():  # 4.0 and 1e4 are fine
+            values[name] = int(value)
     known = {f.name for f in dataclasses.fields(Hardware)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path}: unknown field {unknown[0]!r}; a machine has {', '.join(sorted(known))}")

@@ -58,7 +58,7 @@ def draw(named: Sequence[tuple[str, Plan]], path: Path, title: str) -> None:
     for size, style in ((hardware.memory_bytes, "-"), (hardware.memory_bytes * (1 - first.headroom), ":")):
         memory.axvline(size / 1e9, color="#c0392b", linestyle=style, linewidth=1.2)
     memory.set_xlabel(
-        f"GB on a device of the fullest stage; it has {hardware.memory_bytes / 1e9:.0f}", fontsize=8
+        f"GB on a device of the fullest stage; it has {hardware.memory_bytes / 1e9:.0f} (dotted: what tensors may use)", fontsize=8
     )
     _stack(step, [_per_image(plan, first) for _, plan in named], STEP)
     step.set_xlabel(f"seconds of a step of {first.config.train.batch:,} images", fontsize=8)
@@ -76,7 +76,9 @@ def draw(named: Sequence[tuple[str, Plan]], path: Path, title: str) -> None:
 def _short(plan: Plan) -> str:
     dims = plan.dims
     wp = f"{dims.wp_y}x{dims.wp_x}"
-    return f"dp {dims.dp}  wp {wp}  pp {dims.pp}  sp {dims.sp}  mb {plan.config.train.microbatch}"
+    text = f"dp {dims.dp}  wp {wp}  pp {dims.pp}  sp {dims.sp}  mb {plan.config.train.microbatch}"
+    shard = plan.config.parallel.shard
+    return text + (f"  shard {shard}" if shard else "")
 
 
 def _scaled(parts: Mapping[str, float], unit: float) -> dict[str, float]:
@@ -107,7 +109,8 @@ def _timeline(figure: Any, plan: Plan) -> None:
     spans, stages = plan.time.timeline.spans, plan.dims.pp
     end = plan.time.timeline.ticks
     microbatches = {span.action.microbatch for span in spans}
-    what = f"{stages} stages, {len(microbatches)} microbatches, {plan.time.bubble:.1%} idle"
+    what = f"{counted(stages, 'stage')}, {counted(len(microbatches), 'microbatch', 'es')}, "
+    what += f"{plan.time.bubble:.1%} idle"
     if len(spans) <= MOST_SPANS:
         _passes(figure.subplots(), spans, stages, 0.0, end, end)
         figure.suptitle(f"pipeline of the first: {what}; forward blue, backward orange", fontsize=9)

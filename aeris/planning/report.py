@@ -13,13 +13,13 @@ from rich.table import Table
 
 from aeris.planning import published
 from aeris.planning.estimate import Plan, breakdown
-from aeris.planning.search import Rejected, Search
+from aeris.planning.search import TIE, Rejected, Search
 
 Row = dict[str, Any]
 """A plan in plain numbers, in SI units: what `--csv` and `--json` write."""
 PARTS_SHOWN = 0.001
 """Parts below this share of the whole are not printed."""
-NAMES = {"all_to_all": "all-to-all", "gemm": "matrix products"}
+NAMES = {"all_to_all": "all-to-all", "gemm": "matrix products", "elementwise": "element by element"}
 """Parts of a step that are printed under another name."""
 
 
@@ -30,6 +30,7 @@ def row(plan: Plan) -> Row:
         "machine": plan.hardware.name,
         "devices": dims.world,
         **{axis: getattr(dims, axis) for axis in ("dp", "wp_y", "wp_x", "pp", "sp")},
+        "shard": plan.config.parallel.shard,
         "batch": plan.config.train.batch,
         "microbatch": plan.config.train.microbatch,
         "microbatches": plan.microbatches,
@@ -89,7 +90,7 @@ def table(named: Sequence[tuple[str, Plan]]) -> Table:
             _scaled(plan.flops_per_s),
             f"{plan.mfu:.1%}",
             f"{plan.images_per_s:.3g}",
-            f"{max(0.0, plan.time.bubble):.1%}",
+            f"{plan.time.bubble:.1%}",
             f"{plan.memory_bytes / 1e9:.1f}"
             if not plan.problem
             else f"[red]{plan.memory_bytes / 1e9:.1f}[/]",
@@ -99,7 +100,8 @@ def table(named: Sequence[tuple[str, Plan]]) -> Table:
 
 COLUMNS = (
     "shard: ranks that divide the weights of a stage; x: microbatches of a step on each replica; MFU: of the "
-    "theoretical peak; idle: of the pipeline; GB: on a device of the fullest stage"
+    "theoretical peak; idle: mean share of the pipeline's time in which a stage computes nothing; GB: on a "
+    f"device of the fullest stage. Layouts within {TIE:.1%} of the fastest count as equally fast: least memory first"
 )
 """What the heads of `table` stand for."""
 
@@ -171,24 +173,27 @@ def changes(best: Plan, found: Sequence[tuple[str, str, Search]]) -> Table:
         if result.plans:
             plan = result.plans[0]
             change = plan.images_per_s / best.images_per_s - 1
-            layout = f"{plan.dims}, microbatch {plan.config.train.microbatch}"
-            lines.add_row(head, f"{change:+.1%}", amount(plan.memory_bytes), layout)
+            lines.add_row(head, f"{change:+.1%}", amount(plan.memory_bytes), _layout(plan))
         elif result.rejected:
             near = min(result.rejected, key=lambda one: one.need)
-            lines.add_row(head, "no", "", f"{near.dims} {near.problem}")
+            lines.add_row(head, "no", "", f"{_layout(near)} {near.problem}")
     return lines
 
 
 def reasons(rejected: Sequence[Rejected]) -> Table:
     """Count why layouts do not fit, the most frequent reason first, each with its nearest miss."""
-    found = _plain("what would be as fast or faster, but does not fit", "layouts", "nearest miss")
+    found = _plain("what might be faster, by its matrix products alone, but does not fit", "layouts", "nearest miss")
     kinds = Counter(one.part for one in rejected)
     for kind, count in kinds.most_common():
         near = min((one for one in rejected if one.part == kind), key=lambda one: one.need)
-        found.add_row(
-            kind, f"{count:,}", f"{near.dims}, microbatch {near.config.train.microbatch} {near.problem}"
-        )
+        found.add_row(kind, f"{count:,}", f"{_layout(near)} {near.problem}")
     return found
+
+
+def _layout(one: Plan | Rejected) -> str:
+    shard = one.config.parallel.shard
+    words = f"{one.dims}, microbatch {one.config.train.microbatch}"
+    return words + (f", shard {shard}" if shard else "")
 
 
 def assumptions(plan: Plan) -> list[str]:

@@ -180,7 +180,7 @@ def step_time(
         policy=policy,
         pipeline_s=pipeline,
         period_s=period,
-        bubble=1 - busy / (dims.pp * pipeline),
+        bubble=max(0.0, 1 - busy / (dims.pp * pipeline)),
         weights_s=weights,
         gradients_s=late,
         optimizer_s=optimizer,
