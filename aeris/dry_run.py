@@ -14,6 +14,10 @@ from aeris.config import RunConfig
 from aeris.costs import costs
 from aeris.log import console, speaker
 from aeris.parallelize import choose_degrees, cut, limits
+from aeris.planning.estimate import HEADROOM
+from aeris.planning.hardware import HARDWARE
+from aeris.planning.memory import host_memory, memory
+from aeris.planning.traffic import microbatches
 from aeris.restore import channel_counts, open_store
 from launch.layouts import LAYOUTS
 from swipe.groups import check_shard
@@ -97,18 +101,26 @@ def layout_of(config: RunConfig, channels: int, dims: ParallelDims) -> dict[str,
     }
 
 
+def fitting(device_bytes: float) -> str:
+    """Name the machines of `aeris.plan` whose devices hold so much, a share left free."""
+    known = [machine for machine in HARDWARE.values() if machine.name != "cpu"]
+    room = {machine.name: (1 - HEADROOM) * machine.memory_bytes for machine in known}
+    fits = [name for name, most in room.items() if device_bytes <= most]
+    largest = max(known, key=lambda machine: machine.memory_bytes)
+    none = (
+        f"none: the largest known, of {largest.name}, has {largest.memory_bytes / 1e9:.0f} GB; see aeris.plan"
+    )
+    return ", ".join(fits) or f"[red]{none}[/]"
+
+
 def per_device(config: RunConfig, channels: int, dims: ParallelDims) -> dict[str, Any]:
-    """Say what a device of the fullest stage holds, by part, in bytes, and its host with offload."""
-    try:
-        from aeris.planning.memory import host_memory, memory
-    except ImportError:
-        return {}
+    """Say what a device of the fullest stage holds, by part, in bytes, and with offload a host, at most."""
     stages = [memory(config, channels, dims, stage) for stage in range(dims.pp)]
     fullest = max(range(dims.pp), key=lambda stage: sum(stages[stage].values()))
     return {
         "device_bytes": stages[fullest],
         "fullest_stage": fullest,
-        "host_bytes_per_rank": host_memory(config, channels, dims, fullest),
+        "host_bytes_per_rank": max(host_memory(config, channels, dims, stage) for stage in range(dims.pp)),
     }
 
 
@@ -129,20 +141,13 @@ def print_costs(found: dict[str, Any]) -> None:
     for name, value in found["flops_by_part"].items():
         table.add_row(f"  {name.replace('_', ' ')}", f"{value / found['flops_per_sample']:.2%}")
     table.add_row("FLOPs per sample, repeated by checkpointing", f"{found['recompute_flops_per_sample']:.4g}")
-    if "device_bytes" in found:
-        held, stage = found["device_bytes"], found["fullest_stage"]
-        table.add_row(f"memory of a device, on stage {stage}", f"{sum(held.values()) / 2**30:.3f} GiB")
-        for name, value in held.items():
-            table.add_row(f"  {name}", f"{value / 2**30:.3f} GiB")
-        if found["host_bytes_per_rank"]:
-            table.add_row(
-                "memory of its host, for each rank", f"{found['host_bytes_per_rank'] / 2**30:.3f} GiB"
-            )
-    else:
-        for name, value in found["memory_bytes"].items():
-            table.add_row(f"memory if one device held all, {name}", f"{value / 2**30:.3f} GiB")
-        if found["host_bytes"]:
-            table.add_row("memory of its host, offloaded", f"{found['host_bytes'] / 2**30:.3f} GiB")
+    held, stage = found["device_bytes"], found["fullest_stage"]
+    table.add_row(f"memory of a device, on stage {stage}", f"{sum(held.values()) / 1e9:.3f} GB")
+    for name, value in held.items():
+        table.add_row(f"  {name}", f"{value / 1e9:.3f} GB")
+    table.add_row("fits a device of", fitting(sum(held.values())))
+    if found["host_bytes_per_rank"]:
+        table.add_row("memory of a host, for each rank", f"{found['host_bytes_per_rank'] / 1e9:.3f} GB")
     console.print(table)
 
 
@@ -188,7 +193,9 @@ def print_rehearsal(found: dict[str, Any], dims: ParallelDims) -> None:
     table.add_row("messages", f"{found['messages']:,}, each sent and received once")
     for kind, size in found["sent"].items():
         if size:
-            table.add_row(f"sent, {kind}", f"{size:.4g} bytes, {size / dims.world / 1e9:.3f} GB a rank on average")
+            table.add_row(
+                f"sent, {kind}", f"{size:.4g} bytes, {size / dims.world / 1e9:.3f} GB a rank on average"
+            )
     table.add_row("this took", f"{found['seconds']:.0f} s, {found['peak_bytes'] / 1e9:.2f} GB at most")
     console.print(table)
 

@@ -212,19 +212,19 @@ def nothing_fits(
     )
 
 
-def command(arguments: Arguments, plan: Plan) -> str:
-    """Write what starts the run under a layout: the preset, the layout, and what else was asked for."""
-    start, words = dataclasses.asdict(PRESETS[arguments.preset]()), [arguments.preset, plan.flags]
+def flags(arguments: Arguments, plan: Plan) -> str:
+    """Write what to add to `aeris.train PRESET` to run it so: the layout, and what else was asked for."""
+    start, words = dataclasses.asdict(PRESETS[arguments.preset]()), [plan.flags]
     for section, values in dataclasses.asdict(arguments.config).items():
         for name, value in values.items():
             if (section, name) in CHOSEN or value == start[section][name]:
                 continue
-            flag = name.replace("_", "-")
+            word = name.replace("_", "-")
             if isinstance(value, bool):
-                words.append(f"--{section}.{flag}" if value else f"--{section}.no-{flag}")
+                words.append(f"--{section}.{word}" if value else f"--{section}.no-{word}")
             else:
                 each = value if isinstance(value, list | tuple) else (value,)
-                words += [f"--{section}.{flag}", *(shlex.quote(str(one)) for one in each)]
+                words += [f"--{section}.{word}", *(shlex.quote(str(one)) for one in each)]
     return " ".join(words)
 
 
@@ -245,7 +245,7 @@ def say(arguments: Arguments, found: Found) -> None:
     if found.remark:
         console.print(found.remark, markup=False)
     console.print("\n[bold]the best[/]  python -m aeris.train ", end="")
-    console.print(f"{command(arguments, best)}\n", soft_wrap=True, markup=False)
+    console.print(f"{arguments.preset} {flags(arguments, best)}\n", soft_wrap=True, markup=False)
     for table in report.details(best):
         console.print(table)
         console.print()
@@ -270,7 +270,7 @@ def as_json(arguments: Arguments, found: Found) -> dict[str, Any]:
         "machine": dataclasses.asdict(found.search.plans[0].hardware),
         "nodes": arguments.nodes,
         "layouts": found.search.layouts,
-        "best": [report.row(plan) | {"command": command(arguments, plan)} for plan in found.search.plans],
+        "best": [report.row(plan) | {"flags": flags(arguments, plan)} for plan in found.search.plans],
         "published": report.row(found.published) if found.published else None,
         "changes": [
             {"name": name, "value": value, "best": report.row(search.plans[0]) if search.plans else None}
@@ -310,6 +310,9 @@ def main() -> None:
         say_published(arguments)
         return
     check(arguments)
+    for path in filter(None, (arguments.csv, arguments.plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()  # what cannot be written is known before the search
     given = layouts.flag(sys.argv[1:], "train.microbatch") is not None
     channels = len(arguments.config.data.channels) or len(open_store(arguments.config).names)
     found = find(arguments, channels, (arguments.config.train.microbatch,) if given else ())

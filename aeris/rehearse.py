@@ -46,7 +46,7 @@ class Rehearsal:
 
     Attributes:
         groups: by the axes they cross.
-        links: pairs of ranks that send each other outputs or gradients.
+        links: from a rank to another between stages, one for outputs and one for gradients.
         actions: forward and backward passes of a step on all ranks.
         messages: of a step from all ranks between stages, inside them and with samples.
         sent: bytes of a step from all ranks, by kind.

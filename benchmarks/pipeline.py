@@ -82,7 +82,10 @@ class Sleeper(nn.Module):
         self.forward_s, self.backward_s, self.busy_s = forward_s, backward_s, 0.0
 
     def sleep(self, length_s: float) -> None:
-        """Sleep."""
+        """Sleep, once the input is there: on a device only the stream has waited for it."""
+        device = self.scale.device
+        if device.type != "cpu":
+            torch.get_device_module(device).current_stream(device).synchronize()
         start = time.perf_counter()
         time.sleep(length_s)
         self.busy_s += time.perf_counter() - start

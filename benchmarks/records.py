@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from aeris.log import console
@@ -87,7 +88,7 @@ def deliver(
         ValueError: the earlier file is not of this benchmark.
         OSError: a file cannot be read or written.
     """
-    console.print(table(rows), width=None if console.is_terminal else WIDTH)
+    show(table(rows))
     console.print(f"{about}; {command()}", markup=False, soft_wrap=True)
     if output.csv:
         output.csv.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +105,18 @@ def deliver(
     return compare(rows, output.compare, key, numbers) if output.compare else 0
 
 
+def show(found: Table) -> None:
+    """Print a table; where there is no screen, in `WIDTH` columns."""
+    # A width that is given to `print` can only narrow it.
+    there = console if console.is_terminal else Console(file=console.file, width=max(console.width, WIDTH))
+    there.print(found)
+
+
 def table(rows: Sequence[Row]) -> Table:
     """Lay rows out for the screen, a column for each of theirs."""
     found = Table(box=None)
     for column in rows[0]:
-        found.add_column(column.replace("_", " "), justify="right")
+        found.add_column(column.replace("_", " "), justify="right", overflow="fold")
     for row in rows:
         found.add_row(*(_shown(value) for value in row.values()))
     return found
@@ -129,12 +137,12 @@ def compare(rows: Sequence[Row], path: Path, key: Sequence[str], numbers: Mappin
         cells = []
         for column, better in numbers.items():
             old = float(before[name][column]) if name in before and before[name][column] else 0.0
-            ratio = row[column] / old if old else float("nan")
+            ratio = row[column] / old if old and row[column] != "" else float("nan")
             bad = ratio < 1 - TOLERANCE if better == "more" else ratio > 1 + TOLERANCE
             worse += bad
             cells.append(("[red]" if bad else "") + ("new" if ratio != ratio else f"{ratio:.2f}"))
         found.add_row(*name, *cells)
-    console.print(found, width=None if console.is_terminal else WIDTH)
+    show(found)
     return worse
 
 

@@ -39,6 +39,8 @@ NUMBERS: dict[str, Better] = {"images_per_s": "more", "efficiency": "more"}
 CHOSEN = ("--run-dir", "--train.batch", "--train.images", "--train.log-every", "--checkpoint.every-images")
 """Flags of aeris.train that a benchmark sets itself."""
 UNSTEADY = 1.5
+UNLIKELY = 1.1
+"""Ranks that share a model save a little of the optimizer's work, not more."""
 """A rank alone whose fastest step is so many times as fast as its slowest has no core to itself."""
 
 
@@ -234,6 +236,10 @@ def measure(
         middle = sorted(ours[case], key=lambda row: row["images_per_s"])[options.rounds // 2]
         shared = statistics.median(apart[case.dims.world]) / single / case.dims.world
         found.append(complete(middle, name(case.dims), single, shared))
+    if any(row["communication"] > UNLIKELY for row in found if row["communication"] != ""):
+        console.print(
+            "[red]Ranks that wait for each other were faster than ranks that do not: repeat it alone."
+        )
     return found
 
 

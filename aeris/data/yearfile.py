@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,8 @@ class _Straight:
         _, channels, rows, cols = shape
         self._grid = rows // side, cols // side
         self._chunk_bytes = channels * side**2 * FIELD_BYTES
-        if hasattr(os, "posix_fadvise"):  # chunks of a rank are far apart: no guesses about what comes next
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        # Chunks of a rank are far apart: no guesses about what comes next.
+        _advise(descriptor, 0, 0, "POSIX_FADV_RANDOM")
 
     @classmethod
     def of(cls, dataset: Any) -> _Straight | None:
@@ -180,6 +181,9 @@ class _Straight:
         last = tuple(n - c for n, c in zip(dataset.shape, dataset.chunks))
         ends = [dataset.id.get_chunk_info_by_coord(corner).byte_offset for corner in ((0, 0, 0, 0), last)]
         chunk_bytes = int(np.prod(dataset.chunks)) * FIELD_BYTES
+        # Chunks that were not all made with the file lie in the order in which they were written.
+        if plan.get_alloc_time() != h5py.h5d.ALLOC_TIME_EARLY:
+            return None
         if None in ends or ends[1] - ends[0] != dataset.size * FIELD_BYTES - chunk_bytes:
             return None
         return cls(dataset.file.id.get_vfd_handle(), ends[0], dataset.shape, side)
@@ -196,9 +200,8 @@ class _Straight:
         self._announce(self._offsets(index, corners)[: self._ahead], 0, self._chunk_bytes)
 
     def _announce(self, offsets: Sequence[int], skip: int, size: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            for offset in offsets:
-                os.posix_fadvise(self._descriptor, offset + skip, size, os.POSIX_FADV_WILLNEED)
+        for offset in offsets:
+            _advise(self._descriptor, offset + skip, size, "POSIX_FADV_WILLNEED")
 
     @property
     def _ahead(self) -> int:
@@ -220,6 +223,13 @@ class _Straight:
             self._announce(offsets[number + ahead : number + ahead + 1], skip, len(memory))
             _fill(self._descriptor, memory, offset + skip)
             yield
+
+
+def _advise(descriptor: int, offset: int, size: int, advice: str) -> None:
+    """Tell the kernel what will be read, where it and the file system take advice."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, offset, size, getattr(os, advice))
 
 
 def _fill(descriptor: int, memory: memoryview, offset: int) -> None:

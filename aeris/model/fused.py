@@ -126,7 +126,10 @@ class _SwiGLUDown(torch.autograd.Function):
         d_gate_up = torch.empty_like(gate_up)
         d_gate, d_up = d_gate_up.chunk(2, dim=-1)
         active = F.silu(gate)
-        torch.mul(d_gated, active, out=d_up)
+        if torch.compiler.is_compiling():  # `out` in a part of a tensor would break a compiled block in two
+            d_up.copy_(d_gated * active)
+        else:
+            torch.mul(d_gated, active, out=d_up)
         d_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             d_weight = _outer(grads[0], active.mul_(up))

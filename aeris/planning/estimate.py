@@ -171,7 +171,7 @@ class Plan:
 
     @property
     def flags(self) -> str:
-        """What to add to the command of `aeris.train` to run it so."""
+        """What to add to the command of `aeris.train` to lay it out so; other settings are not looked at."""
         degrees = dataclasses.asdict(self.dims).items()
         asked = [f"--parallel.{axis.replace('_', '-')} {degree}" for axis, degree in degrees]
         train, shard = self.config.train, self.config.parallel.shard

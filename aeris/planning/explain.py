@@ -218,7 +218,7 @@ def _memory(plan: Plan) -> list[Line]:
             "activations", "in flight x kept of a microbatch", f"{flying} * {_written(one)}",
             held["activations"], "bytes",
         ),
-        Line("buffers", "messages, samples, the pass that runs", "", held["buffers"], "bytes"),
+        Line("working", "messages, samples, the pass that runs", "", held["working"], "bytes"),
     ]  # fmt: skip
     parts = " + ".join(_written(size) for size in held.values())
     room = f"their sum, of {_written(plan.hardware.memory_bytes * (1 - plan.headroom))}"

@@ -31,12 +31,13 @@ from aeris.planning.activations import (
     one_block,
     passes,
 )
+from aeris.planning.traffic import microbatches
 from aeris.restore import channel_counts
 from swipe.mesh import ParallelDims
 from swipe.schedule import SCHEDULES, Action, Step, Transfer, lower
 from swipe.shift import shift_plan
 
-PARTS = ("weights", "gradients", "optimizer", "ema", "gathered", "casts", "activations", "buffers")
+PARTS = ("weights", "gradients", "optimizer", "ema", "gathered", "casts", "activations", "working")
 """What memory is divided into.
 
 weights      fp32: this rank's part of its stage's
@@ -47,7 +48,7 @@ gathered     while a step runs: the stage's whole weights, in bf16 where they ar
              gradients beyond that part
 casts        bf16 copies of matrices for a step, where weights are not divided
 activations  what autograd keeps of the microbatches in flight
-buffers      messages, samples, and what lives inside the pass that runs
+working      messages, samples, and what lives inside the pass that runs
 """
 HOST_COPIES = 5
 """With offload the host holds of each parameter: master weight, two moments, average, gradient."""
@@ -188,7 +189,7 @@ class _Walk:
         self.now, self.fullest, self.most = _Held(), _Held(), 0
         # On devices, whose memory this is about, messages are posted in batches.
         self.policy = "batched" if config.parallel.p2p == "auto" else config.parallel.p2p
-        self.count = config.train.batch // (config.train.microbatch * dims.dp)
+        self.count = microbatches(config, dims)
         self.row = _rows(config.parallel.schedule, dims.pp, self.count, self.policy)[stage]
         tokens = Tokens.of(model, dims)
         self.message = self.microbatch * tokens.total * model.width * DTYPES[model.residual].itemsize
@@ -368,7 +369,7 @@ def memory(config: RunConfig, channels: int, dims: ParallelDims, stage: int) -> 
         "gathered": held.gathered + held.gradients - gradients,
         "casts": held.casts,
         "activations": held.activations,
-        "buffers": held.buffers,
+        "working": held.buffers,
     }
     assert tuple(parts) == PARTS
     return parts

@@ -15,7 +15,7 @@ from swipe.schedule import Span
 
 MEMORY = {
     "weights": "#2f5d8a", "gradients": "#4c8fd1", "optimizer": "#8fb8e0", "ema": "#c3d9ee",
-    "gathered": "#5fae7b", "casts": "#a9d6b8", "activations": "#e39a4b", "buffers": "#b07cc6",
+    "gathered": "#5fae7b", "casts": "#a9d6b8", "activations": "#e39a4b", "working": "#b07cc6",
 }  # fmt: skip
 STEP = {
     "gemm": "#2f5d8a", "attention": "#4c8fd1", "elementwise": "#8fb8e0", "all_to_all": "#e39a4b",
@@ -57,9 +57,8 @@ def draw(named: Sequence[tuple[str, Plan]], path: Path, title: str) -> None:
     hardware = first.hardware
     for size, style in ((hardware.memory_bytes, "-"), (hardware.memory_bytes * (1 - first.headroom), ":")):
         memory.axvline(size / 1e9, color="#c0392b", linestyle=style, linewidth=1.2)
-    memory.set_xlabel(
-        f"GB on a device of the fullest stage; it has {hardware.memory_bytes / 1e9:.0f} (dotted: what tensors may use)", fontsize=8
-    )
+    room = f"it has {hardware.memory_bytes / 1e9:.0f} (dotted: less what is kept free)"
+    memory.set_xlabel(f"GB on a device of the fullest stage; {room}", fontsize=8)
     _stack(step, [_per_image(plan, first) for _, plan in named], STEP)
     step.set_xlabel(f"seconds of a step of {first.config.train.batch:,} images", fontsize=8)
     memory.invert_yaxis()
@@ -109,7 +108,8 @@ def _timeline(figure: Any, plan: Plan) -> None:
     spans, stages = plan.time.timeline.spans, plan.dims.pp
     end = plan.time.timeline.ticks
     microbatches = {span.action.microbatch for span in spans}
-    what = f"{counted(stages, 'stage')}, {counted(len(microbatches), 'microbatch', 'es')}, "
+    count = len(microbatches)
+    what = f"{stages} stage{'s' * (stages > 1)}, {count} microbatch{'es' * (count > 1)}, "
     what += f"{plan.time.bubble:.1%} idle"
     if len(spans) <= MOST_SPANS:
         _passes(figure.subplots(), spans, stages, 0.0, end, end)

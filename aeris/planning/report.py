@@ -100,8 +100,8 @@ def table(named: Sequence[tuple[str, Plan]]) -> Table:
 
 COLUMNS = (
     "shard: ranks that divide the weights of a stage; x: microbatches of a step on each replica; MFU: of the "
-    "theoretical peak; idle: mean share of the pipeline's time in which a stage computes nothing; GB: on a "
-    f"device of the fullest stage. Layouts within {TIE:.1%} of the fastest count as equally fast: least memory first"
+    "theoretical peak; idle: share of the pipeline's time in which a stage computes nothing, on average; GB: "
+    f"on a device of the fullest stage. Within {TIE:.1%} of the fastest, what needs least memory comes first"
 )
 """What the heads of `table` stand for."""
 
@@ -182,7 +182,9 @@ def changes(best: Plan, found: Sequence[tuple[str, str, Search]]) -> Table:
 
 def reasons(rejected: Sequence[Rejected]) -> Table:
     """Count why layouts do not fit, the most frequent reason first, each with its nearest miss."""
-    found = _plain("what might be faster, by its matrix products alone, but does not fit", "layouts", "nearest miss")
+    found = _plain(
+        "what might be faster, by its matrix products alone, but does not fit", "layouts", "nearest miss"
+    )
     kinds = Counter(one.part for one in rejected)
     for kind, count in kinds.most_common():
         near = min((one for one in rejected if one.part == kind), key=lambda one: one.need)
@@ -201,7 +203,8 @@ def assumptions(plan: Plan) -> list[str]:
     hardware = plan.hardware
     return [
         f"matrix products run at {hardware.gemm_efficiency:.0%} of the measured "
-        f"{rate(hardware.gemm_flops_per_s)} whatever their size; here a rank has {plan.tokens:,} tokens",
+        f"{rate(hardware.gemm_flops_per_s)} whatever their size, and attention too; here a rank has "
+        f"{plan.tokens:,} tokens",
         f"links give {hardware.link_efficiency:.0%} of their rate however many nodes talk: no congestion, no "
         "slow node, no fault",
         f"{plan.headroom:.0%} of a device's memory is enough for drivers, libraries and gaps between tensors",

@@ -111,9 +111,14 @@ class Planner:
             if all(degree in (0, getattr(dims, axis)) for axis, degree in fixed.items()):
                 found.append(Candidate(config, dims, bound_s(config, self.channels, dims, self.hardware)))
         if not found:
-            limits(self.config).choose(self.devices, fixed=fixed)  # says why, and what would work
+            size = self.config.train.microbatch if microbatches else 1  # with which most dp suit
+            batch = batch_per_replica * self.devices or self.config.train.batch
+            run = with_batch(self.config, batch, size)
+            limits(run).choose(self.devices, fixed=fixed)  # says why, and what would work
             sizes = " or ".join(map(str, microbatches)) or "any size"
-            raise ValueError(f"no layout of {self.devices:,} devices suits microbatches of {sizes}")
+            shard = self.config.parallel.shard
+            divided = f" and weights divided over {shard} ranks" if shard else ""
+            raise ValueError(f"no layout of {self.devices:,} devices suits microbatches of {sizes}{divided}")
         same = bool(fixed["wp_y"] or fixed["wp_x"])
         found = sorted(found if same else _squarest(found), key=lambda one: (one.bound_s, str(one.dims)))
         for one in found:
@@ -210,23 +215,6 @@ VALUES: dict[str, Callable[[RunConfig, ParallelDims], int]] = {
     "microbatch": lambda config, dims: config.train.microbatch,
 }
 """What a search varies."""
-
-
-def search(
-    config: RunConfig,
-    channels: int,
-    hardware: Hardware,
-    devices: int,
-    microbatches: Sequence[int] = (),
-    top: int = 8,
-) -> Search:
-    """Find the fastest layouts of a run; see `Planner`, which takes the same arguments.
-
-    Raises:
-        ValueError: no layout suits the model, the batch and the number of devices.
-    """
-    planner = Planner(config, channels, hardware, devices)
-    return planner.best(planner.candidates(microbatches), top)
 
 
 def bound_s(config: RunConfig, channels: int, dims: ParallelDims, hardware: Hardware) -> float:

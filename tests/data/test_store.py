@@ -102,6 +102,18 @@ def test_plain_chunks_are_read_past_hdf5_bit_for_bit(
     np.testing.assert_array_equal(plain._years.read(1, corner, size, channel=7)[0], field)
 
 
+def test_chunks_in_another_order_are_read_by_hdf5(tmp_path: Path) -> None:
+    """The first and the last lie where they would; two between are the other way round."""
+    x = np.arange(3 * 8 * 8, dtype=np.float32).reshape(1, 3, 8, 8)
+    with h5py.File(tmp_path / "1970.h5", "w", locking=False) as file:
+        fields = file.create_dataset("fields", x.shape, "<f4", chunks=(1, 3, 4, 4))
+        for row, col in ((0, 0), (4, 0), (0, 4), (4, 4)):
+            part = ..., slice(row, row + 4), slice(col, col + 4)
+            fields[part] = x[part]
+    year = yearfile.YearFile(tmp_path / "1970.h5")
+    np.testing.assert_array_equal(year.read(0, (0, 0), (8, 8)), x[0])
+
+
 def test_a_rank_reads_its_chunks_and_no_byte_more(
     weather: Callable[..., xr.Dataset],
     convert: Callable[..., Store],

@@ -21,7 +21,6 @@ from aeris.planning.search import (
     Planner,
     Rejected,
     bound_s,
-    search,
     stages_bound_s,
     with_batch,
 )
@@ -45,7 +44,7 @@ def held(config: RunConfig, channels: int, dims: ParallelDims, stage: int) -> di
     flying = min(config.train.batch // (config.train.microbatch * dims.dp), dims.pp - stage)
     tokens = config.train.microbatch * config.model.rows * config.model.cols // dims.places
     shares = config.parallel.shard or dims.dp * dims.places
-    parts = {"weights": 10**6 // dims.pp // shares, "gathered": 10**6 // dims.pp, "buffers": 100 * tokens}
+    parts = {"weights": 10**6 // dims.pp // shares, "gathered": 10**6 // dims.pp, "working": 100 * tokens}
     return dict.fromkeys(PARTS, 0) | parts | {"activations": flying * tokens * 20_000 // dims.pp}
 
 
@@ -82,7 +81,8 @@ def test_search_finds_what_trying_everything_finds() -> None:
     sizes = sorted(plan.memory_bytes for plan in everything)
     for memory in (1e9, sizes[len(sizes) // 3] / 0.95):
         expected = [p for p in everything if p.memory_bytes <= 0.95 * memory]
-        found = search(config, CHANNELS, machine(memory), 8, top=3).plans
+        planner = Planner(config, CHANNELS, machine(memory), 8)
+        found = planner.best(planner.candidates(), 3).plans
         assert expected[0].step_s * (1 - 1e-9) <= found[0].step_s <= expected[0].step_s * 1.02
         tied = [p for p in found if p.step_s <= found[0].step_s * (1 + TIE)]
         assert [p.memory_bytes for p in tied[:2]] == sorted(p.memory_bytes for p in tied[:2])
@@ -132,6 +132,10 @@ def test_fixed_degrees_and_microbatches_are_kept() -> None:
         Planner(small(parallel={"pp": 7}), CHANNELS, machine(), 7).candidates()
     with pytest.raises(ValueError, match=r"no layout of 8 devices .* microbatches of 3"):
         planner.candidates([3])
+    with pytest.raises(ValueError, match="weights divided over 3 ranks"):
+        Planner(small(parallel={"shard": 3}), CHANNELS, machine(), 8).candidates()
+    with pytest.raises(ValueError, match="dp divide 2"):  # the microbatch of the run, 2, is not asked for
+        Planner(with_batch(small(), 2, 2), CHANNELS, machine(), 56).candidates()
 
 
 @pytest.mark.usefixtures("light")
@@ -183,7 +187,8 @@ def test_every_formula_gives_its_value(preset: str, dims: ParallelDims, hardware
             assert math.isfinite(line.value), line
             if line.numbers:
                 value = eval(line.numbers, {"__builtins__": {}, "max": max})
-                assert value == pytest.approx(line.value, rel=1e-3, abs=1e-4), str(line)
+                tiny = 0 if line.unit else 1e-4  # a share is a difference of rounded numbers
+                assert value == pytest.approx(line.value, rel=1e-3, abs=tiny), str(line)
                 computed += 1
     assert computed > 20
 
@@ -196,7 +201,7 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     assert sum(row[f"step_{part}_s"] for part in breakdown(plan)) == pytest.approx(row["step_s"])
     assert sum(row[f"memory_{part}_bytes"] for part in plan.memory) == row["memory_bytes"]
     assert row["flops_per_s"] == pytest.approx(plan.flops_per_sample * 1400 / plan.step_s)
-    assert row["mfu"] == pytest.approx(row["flops_per_s"] / (120_960 * 367e12), rel=0.2)
+    assert row["mfu"] == pytest.approx(row["flops_per_s"] / (120_960 * 367e12))
     assert plan.parameters == pytest.approx(40.8e9, rel=0.01)
     assert plan.checkpoint_bytes == 16 * plan.parameters
 

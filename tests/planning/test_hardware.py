@@ -29,8 +29,9 @@ def own(path: Path, **changes: Any) -> Path:
 
 
 def test_a_machine_from_a_file(tmp_path: Path) -> None:
-    path = own(tmp_path / "mine.json", name=None, nodes=4, gemm_efficiency=None, sources=None)
+    path = own(tmp_path / "mine.json", name=None, nodes=4.0, gemm_efficiency=None, sources=None)
     machine = load(str(path))
+    assert isinstance(machine.nodes, int)  # ranks are divided by such numbers
     assert dataclasses.replace(HARDWARE["h200"], name="mine", nodes=4, sources={}) == machine
 
 
@@ -45,6 +46,7 @@ def test_a_machine_from_a_file(tmp_path: Path) -> None:
         ({"memory_bytes": "64 GB"}, "memory_bytes is '64 GB', not a number"),
         ({"memory_bytes": float("inf")}, "must be more than 0"),
         ({"devices_per_node": 1.5}, "devices_per_node is 1.5, not a whole number"),
+        ({"name": ["mine"]}, r"name is \['mine'\], not text"),
         ({"gemm_efficiency": 1.2}, "gemm_efficiency is 1.2: at most 1"),
         ({"sources": {"colour": "red"}}, "sources name 'colour'"),
         ({"sources": ["red"]}, "sources must be an object"),

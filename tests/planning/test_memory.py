@@ -124,7 +124,7 @@ def test_messages_are_held_as_the_policy_holds_them() -> None:
     config, message = PRESETS["40b"](), 2 * 2400 * 6144
     held = {
         policy: memory(replace(config, parallel=replace(config.parallel, p2p=policy)), 69, PUBLISHED, 18)[
-            "buffers"
+            "working"
         ]
         for policy in ("auto", "batched", "async", "parity")
     }
