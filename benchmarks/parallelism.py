@@ -219,9 +219,8 @@ def compare(options: Options, layouts: list[ParallelDims], rank: int) -> list[Ro
 def report(options: Options, rows: list[Row], about: str) -> int:
     """Print the rows, and write, draw and compare them where asked; return how many numbers are worse."""
     numbers: dict[str, Better] = {"activations": "less", "samples_per_s": "more"}
-    worse = deliver(rows, options.output, key=("layout", "ranks"), numbers=numbers, draw=draw, about=about)
-    for table in tables(rows):
-        console.print(table)
+    key = ("layout", "ranks")
+    worse = deliver(rows, options.output, key=key, numbers=numbers, draw=draw, about=about, tables=tables)
     console.print(FORMULAS, markup=False)
     if not all(row["equal_on_all_ranks"] for row in rows):
         console.print("[red]Some ranks send other bytes than the formulas say: ≠")

@@ -70,6 +70,7 @@ def deliver(
     numbers: Mapping[str, Better],
     draw: Callable[[Sequence[Row], Path, str], None],
     about: str,
+    tables: Callable[[Sequence[Row]], Sequence[Table]] = lambda rows: [table(rows)],
 ) -> int:
     """Print the rows; write, draw and compare them where asked.
 
@@ -80,6 +81,7 @@ def deliver(
         numbers: columns that are compared, and which way they improve.
         draw: makes the picture from the rows, its path and its title.
         about: hardware and software, as of `hardware`.
+        tables: lays the rows out for the screen; by default all their columns.
 
     Returns:
         How many numbers are worse than before by more than `TOLERANCE`.
@@ -88,7 +90,8 @@ def deliver(
         ValueError: the earlier file is not of this benchmark.
         OSError: a file cannot be read or written.
     """
-    show(table(rows))
+    for each in tables(rows):
+        show(each)
     console.print(f"{about}; {command()}", markup=False, soft_wrap=True)
     if output.csv:
         output.csv.parent.mkdir(parents=True, exist_ok=True)
