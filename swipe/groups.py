@@ -161,7 +161,8 @@ def make_pairs(rank: int, slots: list[int | None], timeout_s: float = 600.0) -> 
 
 def _new_group(ranks: Sequence[int], timeout_s: float, backend: str | None = None) -> Any:
     """Make a group, by its members alone; where nobody is connected (swipe/rehearsal.py), of that kind."""
-    timeout, backend = timedelta(seconds=timeout_s), "fake" if dist.get_backend() == "fake" else backend
+    pretends = dist.is_initialized() and dist.get_backend() == "fake"
+    timeout, backend = timedelta(seconds=timeout_s), "fake" if pretends else backend
     return dist.new_group(list(ranks), timeout=timeout, backend=backend, use_local_synchronization=True)
 
 

@@ -193,7 +193,7 @@ def test_nothing_of_a_launcher_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         "print(child.pid, flush=True); child.wait()"
     )
     monkeypatch.setattr(preflight, "_GRACE_S", 0.2)
-    said = preflight._output([sys.executable, "-c", parent], 1.0, os.environ)
+    said = preflight._output([sys.executable, "-c", parent], 4.0, os.environ)
     child = int(said.split()[0])
     for _ in range(100):
         try:
