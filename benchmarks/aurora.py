@@ -10,20 +10,19 @@ backward; the optimizer is left out, as it is the same. Without the package, our
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import json
 import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -42,7 +41,7 @@ from aeris.aurora.training.official import load_official
 from aeris.log import console, run_program
 from benchmarks.contest import Row, draw, ratios
 from benchmarks.parts import seconds
-from benchmarks.records import hardware
+from benchmarks.records import Output, deliver, hardware
 from swipe.backend import choose_device, keep_freed_memory
 
 Work = Literal["forward", "step", "checkpointed"]
@@ -82,10 +81,8 @@ class Options:
     """On the CPU, start a process for each contender to measure its memory."""
     device: str = "auto"
     """auto, cpu, cuda or xpu."""
-    csv: Path | None = None
-    """Also write the rows to this file."""
-    plot: Path | None = None
-    """Also draw them (PNG; needs matplotlib)."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
+    """Where the rows go besides the screen."""
     alone: str = ""
     """Only measure the memory of this contender, such as "33x64 step ours -", in this process."""
 
@@ -356,8 +353,21 @@ def row_of(trial: Trial) -> Row:
     return row | {"gflop": trial.gflop, "peak_mb": trial.peak_mb, "working_mb": trial.working_mb}
 
 
-def report(options: Options, rows: list[Row], about: str) -> None:
-    """Print the rows, and write and draw them where asked."""
+def report(options: Options, rows: list[Row], about: str) -> int:
+    """Print the rows; write, draw and compare them where asked; return how many numbers are worse."""
+    return deliver(
+        rows,
+        options.output,
+        key=("grid", "work", "package", "policy"),
+        numbers={"seconds": "less", "gflop": "less", "peak_mb": "less"},
+        draw=draw,
+        about=about,
+        tables=tables,
+    )
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Lay the rows out for the screen, and below them how ours compares."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("contender", no_wrap=True)
     for column in ("s", "fastest", "GFLOP", "peak MB", "working MB"):
@@ -366,17 +376,10 @@ def report(options: Options, rows: list[Row], about: str) -> None:
         name = " ".join(row[key] for key in ("grid", "work", "package", "policy"))
         numbers = (row[key] for key in ("seconds", "fastest", "gflop", "peak_mb", "working_mb"))
         table.add_row(name.removesuffix(" -"), *(f"{number:,.4g}" for number in numbers))
-    console.print(table)
+    said = Table.grid()
     for line in ratios(rows):
-        console.print(line)
-    console.print(about, markup=False)
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], "about"])
-            writer.writeheader()
-            writer.writerows(row | {"about": about} for row in rows)
-    if options.plot:
-        draw(rows, options.plot, about)
+        said.add_row(line)
+    return [table, said]
 
 
 def main() -> None:
@@ -392,7 +395,7 @@ def main() -> None:
     keep_freed_memory()
     rows = [row for grid in options.grids for row in compare(options, grid, device)]
     sizes = f"{options.model}, {options.levels} levels, {options.precision}"
-    report(options, rows, f"{sizes}{', compiled' * options.compile}: {hardware(device)}")
+    sys.exit(report(options, rows, f"{sizes}{', compiled' * options.compile}: {hardware(device)}") > 0)
 
 
 if __name__ == "__main__":

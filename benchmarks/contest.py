@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ Row = dict[str, Any]
 """A contender: grid, work, package, policy, and what was measured."""
 
 
-def ratios(rows: list[Row]) -> list[str]:
+def ratios(rows: Sequence[Row]) -> list[str]:
     """Say how ours compares: with what the package does by itself, and the best of each with each other."""
     said = []
     for grid, work in dict.fromkeys((row["grid"], row["work"]) for row in rows):
@@ -42,7 +43,7 @@ def ratios(rows: list[Row]) -> list[str]:
     return said
 
 
-def draw(rows: list[Row], path: Path, title: str) -> None:
+def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw time, memory and FLOPs of every contender, a row of panels for each grid; needs matplotlib."""
     from matplotlib.figure import Figure
 

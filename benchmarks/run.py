@@ -40,8 +40,6 @@ class Benchmark:
     flags: tuple[str, ...] = ()
     needs: str = ""
     """An optional package without which it is left out."""
-    compares: bool = True
-    """Whether it takes --compare."""
 
 
 BENCHMARKS = {
@@ -55,7 +53,7 @@ BENCHMARKS = {
     "weak_scaling": Benchmark(),
     "strong_scaling": Benchmark(),
     "startup": Benchmark(("--ranks", "1,4", "--rounds", "1")),
-    "aurora": Benchmark(("--model", "tiny", "--rounds", "2"), needs="aurora", compares=False),
+    "aurora": Benchmark(("--model", "tiny", "--rounds", "2"), needs="aurora"),
 }
 """In the order they run."""
 
@@ -95,7 +93,7 @@ class Outcome:
 
 def earlier(name: str, options: Options) -> Path | None:
     """Return the file to compare with; None if there is none."""
-    if options.compare is None or not BENCHMARKS[name].compares:
+    if options.compare is None:
         return None
     same = options.compare / f"{name}.csv"
     if same.exists():

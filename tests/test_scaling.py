@@ -215,12 +215,11 @@ def test_started_by_its_path_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_all_benchmarks_are_run() -> None:
-    """Every program of the directory, and those that compare are those that deliver their rows so."""
+    """Every program of the directory, and each can compare its rows."""
     sources = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
     programs = {name for name, source in sources.items() if "run_program(main)" in source}
     assert programs - {"run"} == {*run.BENCHMARKS}
-    compare = {name for name in run.BENCHMARKS if "deliver(" in sources[name]}
-    assert {name for name, benchmark in run.BENCHMARKS.items() if benchmark.compares} == compare
+    assert all("deliver(" in sources[name] for name in run.BENCHMARKS)
 
 
 WRITES = """

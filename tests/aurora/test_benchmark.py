@@ -10,6 +10,7 @@ import torch
 from benchmarks import aurora
 from benchmarks.aurora import Contender, Options, compare, contenders, make_trial, measure_alone, report
 from benchmarks.contest import Row, ratios
+from benchmarks.records import Output
 
 CPU = torch.device("cpu")
 OPTIONS = Options(model="tiny", levels=4, grids=("17x32",), rounds=1, memory=False, device="cpu")
@@ -43,12 +44,14 @@ def test_rows_are_said_written_and_drawn(
     pytest.importorskip("matplotlib")
     theirs = [row | {"package": "official", "seconds": 2 * row["seconds"], "peak_mb": 4.0} for row in rows]
     both = theirs + [row | {"peak_mb": 3.0} for row in rows]
-    options = Options(csv=tmp_path / "rows.csv", plot=tmp_path / "rows.png")
-    report(options, both, "here")
+    options = Options(output=Output(tmp_path / "rows.csv", plot=tmp_path / "rows.png"))
+    assert report(options, both, "here") == 0
     said = capsys.readouterr().out
     assert "2.00 times as fast" in said and "0.75 of the peak memory" in said
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + len(both)
     assert (tmp_path / "rows.png").stat().st_size > 10_000
+    slower = [row | {"seconds": 3 * row["seconds"]} for row in both]
+    assert report(Options(output=Output(compare=tmp_path / "rows.csv")), slower, "here") == len(both)
     assert all("against" not in line for line in ratios(rows))
 
 
