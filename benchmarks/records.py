@@ -132,6 +132,8 @@ def compare(rows: Sequence[Row], path: Path, key: Sequence[str], numbers: Mappin
     missing = [column for column in (*key, *numbers) if not earlier or column not in earlier[0]]
     if missing:
         raise ValueError(f"{path} is no file of this benchmark: it has no column {missing[0]}")
+    then = "; ".join(filter(None, (earlier[0].get(column) for column in ("about", "date", "command"))))
+    console.print(f"then: {then}", markup=False, soft_wrap=True)  # other settings compare nothing
     before = {tuple(row[column] for column in key): row for row in earlier}
     found = Table(*key, *numbers, title=f"now over {path}", title_justify="left", box=None)
     worse = 0
