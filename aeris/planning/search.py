@@ -151,16 +151,17 @@ class Planner:
     def _rough(self, candidate: Candidate) -> Rejected | None:
         """Reject what is far from fitting, by proportion to the layout of as many stages that holds least.
 
-        Weights and what comes with them are the same there: the ranks of a stage are devices / pp.
+        Whole weights are the same there, and their parts go by the ranks that divide them: all of a stage
+        (devices / pp), or `parallel.shard`.
         """
         key = _kind(candidate)
         small = self._smallest[key]
         if key not in self._held:
             self._held[key] = fullest_stage(small.config, self.channels, small.dims)[1]
-        ratio = _held(candidate) / _held(small)
-        kept = {
-            part: size * (ratio if part == "activations" else 1) for part, size in self._held[key].items()
-        }
+        shares = [max(1, one.config.parallel.shard) for one in (small, candidate)]
+        ratios = dict.fromkeys(("weights", "gradients", "optimizer", "ema"), shares[0] / shares[1])
+        ratios["activations"] = _held(candidate) / _held(small)
+        kept = {part: size * ratios.get(part, 1) for part, size in self._held[key].items()}
         if sum(kept.values()) <= MARGIN * self.room:
             return None
         problem = f"needs about {in_words(kept, self.room)}"
