@@ -41,12 +41,14 @@ from aeris.aurora.training.official import load_official
 from aeris.log import console, run_program
 from benchmarks.contest import Row, draw, ratios
 from benchmarks.parts import seconds
-from benchmarks.records import Output, deliver, hardware
+from benchmarks.records import Better, Output, deliver, hardware
 from swipe.backend import choose_device, keep_freed_memory
 
 Work = Literal["forward", "step", "checkpointed"]
 TINY = {"embed_dim": 64, "num_heads": 2, "encoder_depths": (2, 2, 2), "decoder_depths": (2, 2, 2)}
 TINY |= {"encoder_num_heads": (1, 2, 4), "decoder_num_heads": (4, 2, 1)}
+LESS: Better = "less"
+NUMBERS = ("seconds", "gflop", "peak_mb")
 OFFICIAL_POLICIES: dict[str, tuple[str, ...]] = {
     "default": (),
     "layers": ("Basic3DEncoderLayer", "Basic3DDecoderLayer"),
@@ -355,15 +357,8 @@ def row_of(trial: Trial) -> Row:
 
 def report(options: Options, rows: list[Row], about: str) -> int:
     """Print the rows; write, draw and compare them where asked; return how many numbers are worse."""
-    return deliver(
-        rows,
-        options.output,
-        key=("grid", "work", "package", "policy"),
-        numbers={"seconds": "less", "gflop": "less", "peak_mb": "less"},
-        draw=draw,
-        about=about,
-        tables=tables,
-    )
+    key, numbers = ("grid", "work", "package", "policy"), dict.fromkeys(NUMBERS, LESS)
+    return deliver(rows, options.output, key=key, numbers=numbers, draw=draw, about=about, tables=tables)
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:

@@ -10,12 +10,15 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from swipe import checkpoint, checksums
 from swipe.checkpoint_errors import Damaged
+from swipe.checkpoint_files import StageReader
 from swipe.checksums import Sum, digest, verify, verify_file, write_list
 from tests.harness import run_distributed
 from tests.swipe.test_checkpoint import Attack, blank, check_loads, save_layout, saved, tensors
@@ -160,6 +163,28 @@ def test_a_checkpoint_without_checksums_is_checked_by_its_index(tmp_path: Path) 
         (path / "stage_000" / ".metadata").write_bytes(index)
         with pytest.raises(Damaged, match=f"stage_000/.metadata: .*{says}"):
             verify(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reads"),
+    [
+        (_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT", True),
+        (_MEM_FORMAT_ENCODING, "__init__", False),
+        (Metadata, "__reduce__", False),
+        (torch.Size, "count", False),
+    ],
+    ids=str,
+)
+def test_members_of_enums_only_by_getattr(tmp_path: Path, kind: type, name: str, reads: bool) -> None:
+    """So Python 3.11.0 to 3.11.3, Debian's among them, pickles the members of an index."""
+
+    class Asked:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, (kind, name)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Asked()))
+    with pytest.raises(pickle.UnpicklingError, match="is not an index" if reads else "which no index needs"):
+        StageReader(tmp_path)
 
 
 HOSTILE = (
