@@ -59,7 +59,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _member(kind: Any, name: Any) -> Any:
-    """Stand in for `getattr`, by which Python 3.11.0 to 3.11.3 pickles a member of an enum, for these alone."""
+    """Stand in for `getattr`, by which Python 3.11.0 to 3.11.3 pickles members of enums: for these alone."""
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind[name]
     raise pickle.UnpicklingError(f"the checkpoint's index asks for {name} of {kind}, which no index needs")
