@@ -118,10 +118,10 @@ def published_layout(arguments: Arguments, planner: Planner) -> tuple[Plan | Non
 def variants(config: RunConfig) -> list[tuple[str, str, RunConfig]]:
     """List settings that trade time for memory, or give it back: name, value, the run with it."""
     model, optimizer = config.model, config.optimizer
-    other = "none" if model.checkpointing == "block" else "block"
-    recompute = dataclasses.replace(model, checkpointing=other)  # type: ignore[arg-type]
-    elsewhere = "none" if optimizer.offload != "none" else "cpu-torch"
-    offload = dataclasses.replace(optimizer, offload=elsewhere)  # type: ignore[arg-type]
+    other: Literal["none", "block"] = "none" if model.checkpointing == "block" else "block"
+    recompute = dataclasses.replace(model, checkpointing=other)
+    elsewhere: Literal["none", "cpu-torch"] = "none" if optimizer.offload != "none" else "cpu-torch"
+    offload = dataclasses.replace(optimizer, offload=elsewhere)
     return [
         ("--model.checkpointing", other, dataclasses.replace(config, model=recompute)),
         ("--optimizer.offload", elsewhere, dataclasses.replace(config, optimizer=offload)),
