@@ -49,6 +49,10 @@ EXTRAS = {
     "official": ["microsoft-aurora>=2.0.1"],
     # Makes SPEEDY data: a general circulation model in JAX, with its dynamical core.
     "speedy": ["jcm==3.0.0", "dinosaur"],
+    # Reads GRIB.
+    "grib": ["cfgrib>=0.9.10"],
+    # Reads gs:// addresses.
+    "cloud": ["gcsfs"],
     "deepspeed": ["deepspeed>=0.17; platform_system == 'Linux'"],
     # Only for torch 2.8: it refuses any other version when imported, and torch >= 2.8 drives Intel GPUs by
     # itself (torch.xpu, backend xccl). The oneCCL bindings (oneccl_bind_pt) are not on the public index.
@@ -70,6 +74,7 @@ setup(
     packages=find_packages(include=["aeris", "aeris.*", "swipe", "swipe.*", "launch", "launch.*"]),
     package_data={
         "aeris.data": ["sample/*"],
+        "aeris.scores": ["*.csv.gz"],
         "aeris.aurora": ["statistics.json"],
         "launch": ["slurm/*.sh", "slurm/env/*.sh"],
     },

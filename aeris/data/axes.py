@@ -5,7 +5,8 @@ Ours: levels rising in hPa, latitude falling, longitude rising from 0 to 360, ti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,16 @@ class Axes:
     longitude_deg: NDArray[np.float64]
     longitude_order: NDArray[np.int64]
     """Place in the source of every longitude."""
-    member: int
+    member: int = 0
     """Place of the chosen member in the source."""
+    leads_s: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    """Leads of a source with a dimension of its own for them; valid times are initial times plus these."""
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the grid covers the Earth."""
+        lat, lon = self.latitude_deg, self.longitude_deg
+        return bool(np.ptp(lat) > 150.0 and np.ptp(lon) > 300.0)
 
     def mapping(self, raw: Any) -> list[tuple[str, str, str]]:
         """Describe every axis for printing: (what, in the source, in the store)."""
@@ -63,7 +72,10 @@ class Axes:
             ("rows", f"{lat} {_ends(raw[lat])}", f"{len(self.latitude_deg)}{', flipped' * self.flipped}"),
             ("cols", f"{lon} {_ends(raw[lon])}", f"{len(self.longitude_deg)}{', rolled to 0..360' * rolled}"),
         ]
-        if self.times.size:
+        if len(self.leads_s) > 1:
+            forecasts = f"leads {' '.join(f'{s / 3600:g}' for s in self.leads_s)} h, one after the other"
+            rows.append(("times", f"{self.times[0]} to {self.times[-1]}, {forecasts}", str(len(self.times))))
+        elif self.times.size:
             rows.append(("times", f"{self.times[0]} to {self.times[-1]}", str(len(self.times))))
         if self.levels_hpa.size:
             level = self.dims[LEVEL]
@@ -87,16 +99,13 @@ def find_axes(raw: Any, member: int | None) -> Axes:
         ValueError: something is not understood; names it and says what would be.
     """
     dims = find_dimensions(raw)
-    latitude_deg = _coordinate(raw, dims[LATITUDE])
-    flipped = bool(latitude_deg[0] < latitude_deg[-1])
-    latitude_deg = latitude_deg[::-1] if flipped else latitude_deg
-    if np.any(np.diff(latitude_deg) >= 0):
-        raise ValueError(f"{dims[LATITUDE]} neither rises nor falls throughout")
+    latitude_deg, flipped = _latitudes(_coordinate(raw, dims[LATITUDE]), dims[LATITUDE])
     longitude_deg, longitude_order = _longitudes(_coordinate(raw, dims[LONGITUDE]))
     levels_hpa, level_order = _levels(raw, dims)
+    times, leads_s = _times(raw, dims)
     return Axes(
         dims=dims,
-        times=_times(raw, dims),
+        times=times,
         levels_hpa=levels_hpa,
         level_order=level_order,
         latitude_deg=latitude_deg,
@@ -104,7 +113,61 @@ def find_axes(raw: Any, member: int | None) -> Axes:
         longitude_deg=longitude_deg,
         longitude_order=longitude_order,
         member=_member(raw, dims, member),
+        leads_s=leads_s,
     )
+
+
+def plain_axes(
+    times: NDArray[np.datetime64],
+    latitude_deg: NDArray[np.float64],
+    longitude_deg: NDArray[np.float64],
+    levels_hpa: Sequence[float] = (),
+    member: int = 0,
+) -> Axes:
+    """Make the axes of a layout without named dimensions, from coordinates in the order of its fields.
+
+    Raises:
+        ValueError: latitude neither rises nor falls, or a longitude or time occurs twice.
+    """
+    check_rising(times)
+    latitude, flipped = _latitudes(np.asarray(latitude_deg, dtype=np.float64), LATITUDE)
+    longitude, order = _longitudes(np.asarray(longitude_deg, dtype=np.float64))
+    levels = np.array(sorted(levels_hpa), dtype=np.float64)
+    return Axes({}, times, levels, np.arange(len(levels)), latitude, flipped, longitude, order, member)
+
+
+def grid_mapping(latitude_deg: NDArray[np.float64], axes: Axes, lon: Any) -> list[tuple[str, str, str]]:
+    """Describe rows and cols of a layout without named dimensions, for printing."""
+    rolled = ", rolled to 0..360" * bool(np.any(np.diff(axes.longitude_order) < 0))
+    rows, cols = (f"{len(x)}: {x[0]:g} to {x[-1]:g}" for x in (latitude_deg, lon))
+    return [
+        ("rows", rows, f"{len(axes.latitude_deg)}{', flipped' * axes.flipped}"),
+        ("cols", cols, f"{len(axes.longitude_deg)}{rolled}"),
+    ]
+
+
+def check_rising(times: NDArray[np.datetime64]) -> None:
+    """Refuse times that do not rise.
+
+    Raises:
+        ValueError: names the first that does not.
+    """
+    if np.isnat(times).any():
+        raise ValueError(f"time number {int(np.argmax(np.isnat(times)))} is missing")
+    wrong = np.flatnonzero(np.diff(times) <= np.timedelta64(0, "s"))
+    if wrong.size:
+        first = int(wrong[0]) + 1
+        what = "occurs twice" if times[first] == times[first - 1] else f"comes after {times[first - 1]}"
+        raise ValueError(f"time {times[first]} (index {first}) {what}: times must rise")
+
+
+def find_gaps(times: NDArray[np.datetime64]) -> list[tuple[np.datetime64, np.datetime64]]:
+    """Find where times are missing: (last before, first after) steps longer than the most common one."""
+    if len(times) < 3:
+        return []
+    steps, counts = np.unique(np.diff(times), return_counts=True)
+    wide = np.flatnonzero(np.diff(times) > steps[np.argmax(counts)])
+    return [(times[n], times[n + 1]) for n in wide]
 
 
 def find_dimensions(raw: Any) -> dict[str, str]:
@@ -154,42 +217,54 @@ def _member(raw: Any, dims: dict[str, str], member: int | None) -> int:
     return int(places[0])
 
 
-def _times(raw: Any, dims: dict[str, str]) -> NDArray[np.datetime64]:
-    """Return the valid times; a file of static fields has none."""
+def _times(raw: Any, dims: dict[str, str]) -> tuple[NDArray[np.datetime64], NDArray[np.int64]]:
+    """Return the valid times and the leads in s; a file of static fields has no times."""
     name = dims.get(TIME, "time")
     if name not in raw.coords:
         if TIME in dims:
             raise ValueError(f"dimension {name} has no coordinate values")
-        return np.zeros(0, dtype="datetime64[s]")
+        return np.zeros(0, dtype="datetime64[s]"), np.zeros(1, dtype=np.int64)
     values = np.atleast_1d(raw[name].values)
     if not np.issubdtype(values.dtype, np.datetime64):
         kind = type(values.ravel()[0]).__name__ if values.size else str(values.dtype)
         raise ValueError(f"the values of {name} are of type {kind}, not dates of the standard calendar")
-    times = values.astype("datetime64[s]") + _lead(raw, dims)
-    wrong = np.flatnonzero(np.diff(times) <= np.timedelta64(0, "s"))
-    if wrong.size:
-        first = int(wrong[0]) + 1
-        what = "occurs twice" if times[first] == times[first - 1] else f"comes after {times[first - 1]}"
-        raise ValueError(f"time {times[first]} (index {first}) {what}: times must rise")
-    return np.asarray(times)
+    starts = values.astype("datetime64[s]")
+    leads_s = _leads_s(raw, dims)
+    check_rising(starts)
+    if len(leads_s) > 1:
+        fit = len(starts) > 1 and leads_s[-1] - leads_s[0] < np.diff(starts).astype(np.int64).min()
+        if not fit or np.any(np.diff(leads_s) <= 0):
+            raise ValueError(
+                f"it is a forecast with {len(leads_s)} lead times along {dims[LEAD]}, which do not fit "
+                "between its initial times: choose one of them first"
+            )
+    times = (starts[:, None] + leads_s.astype("timedelta64[s]")).reshape(-1)
+    return np.asarray(times), leads_s
 
 
-def _lead(raw: Any, dims: dict[str, str]) -> np.timedelta64:
-    """Return the lead time of a forecast, 0 of anything else."""
+def _leads_s(raw: Any, dims: dict[str, str]) -> NDArray[np.int64]:
+    """Return the lead times of a forecast in s, 0 of anything else."""
     name = dims.get(LEAD, "step")
     if name not in raw.coords or (LEAD not in dims and raw[name].ndim):
-        return np.timedelta64(0, "s")
+        return np.zeros(1, dtype=np.int64)
     leads = np.atleast_1d(raw[name].values)
-    if leads.size > 1:
-        raise ValueError(
-            f"it is a forecast with {leads.size} lead times along {name}: choose one of them first"
-        )
     if np.issubdtype(leads.dtype, np.timedelta64):
-        return np.timedelta64(leads[0], "s")
+        return np.asarray(leads.astype("timedelta64[s]").astype(np.int64))
     unit_s = UNIT_S.get(str(raw[name].attrs.get("units", "")))
-    if leads[0] == 0 or unit_s is not None:
-        return np.timedelta64(round(float(leads[0]) * (unit_s or 0.0)), "s")
+    if unit_s is not None or not leads.any():
+        return np.round(leads.astype(np.float64) * (unit_s or 0.0)).astype(np.int64)
     raise ValueError(f"the lead time {name} is {leads[0]} without a unit of time")
+
+
+def _latitudes(raw_deg: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], bool]:
+    """Return latitudes in falling order, and whether they rise in the source."""
+    flipped = bool(raw_deg[0] < raw_deg[-1])
+    latitude_deg = raw_deg[::-1] if flipped else raw_deg
+    if np.any(np.diff(latitude_deg) >= 0):
+        raise ValueError(f"{name} neither rises nor falls throughout")
+    if np.abs(latitude_deg).max() > 90.0 + 1e-4:
+        raise ValueError(f"{name} reaches {np.abs(latitude_deg).max():g}: degrees end at 90")
+    return latitude_deg, flipped
 
 
 def _longitudes(raw_deg: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from aeris.data.standards import RunStore
 from aeris.data.store import Store
 from swipe.windows import WindowShard
 
@@ -23,7 +24,13 @@ SOLAR_CONSTANT_W_M2 = 1360.8
 # sqrt(5/48).
 SOLAR_MEAN_W_M2 = SOLAR_CONSTANT_W_M2 / 4
 SOLAR_STD_W_M2 = SOLAR_CONSTANT_W_M2 * (5 / 48) ** 0.5
-OROGRAPHY_SCALE_M2_S2 = 1.0e4  # about 1 km of height
+# Mean and standard deviation of each in units of its own. Orography: 10^4 m2 s-2, about 1 km of height, is 1;
+# land-sea mask: -1 over sea, 1 over land.
+SCALING = {
+    "solar": (SOLAR_MEAN_W_M2, SOLAR_STD_W_M2),
+    "orography": (0.0, 1.0e4),
+    "land_sea_mask": (0.5, 0.5),
+}
 
 _HOUR_RAD = np.pi / 12  # the sun's hour angle turns by 15 degrees an hour
 _HALF_HOUR = np.timedelta64(30, "m")
@@ -91,15 +98,24 @@ def _sunshine(time: np.datetime64, latitude_deg: Angle, longitude_deg: Angle) ->
 class Forcing:
     """The forcings of a store, standardised: `FORCINGS` in that order, the order of the published models.
 
-    Sunshine has the mean and standard deviation over the globe of an ideal sphere, orography is in units of
-    10^4 m2 s-2, the land-sea mask becomes -1 over sea and 1 over land.
+    They are standardised by `SCALING`, or by the numbers of the run that reads the store. Sunshine has there
+    the mean and standard deviation over the globe of an ideal sphere.
     """
 
     def __init__(self, store: Store, interval_h: int) -> None:
         self._latitude_deg, self._longitude_deg = store.latitude_deg, store.longitude_deg
         self._interval = np.timedelta64(interval_h, "h")
-        self._orography_YX = store.static["geopotential_at_surface"] / np.float32(OROGRAPHY_SCALE_M2_S2)
-        self._land_YX = store.static["land_sea_mask"] * np.float32(2) - np.float32(1)
+        scaling: dict[str, tuple[float, float]] = SCALING
+        if isinstance(store, RunStore):
+            scaling = store.standards.forcing
+        self._solar_mean_w_m2, self._solar_std_w_m2 = scaling["solar"]
+        self._orography_YX, self._land_YX = (
+            (store.static[name] - np.float32(mean)) / np.float32(std)
+            for name, (mean, std) in (
+                ("geopotential_at_surface", scaling["orography"]),
+                ("land_sea_mask", scaling["land_sea_mask"]),
+            )
+        )
 
     def fields(self, time: np.datetime64) -> NDArray[np.float32]:
         """Return the forcings of the step that starts at `time`: float32 [F, Y, X]."""
@@ -129,7 +145,7 @@ class Forcing:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return standardised sunshine before `time` and an interval later."""
         now, then = (
-            (_sunshine(when, latitude_deg, longitude_deg) - SOLAR_MEAN_W_M2) / SOLAR_STD_W_M2
+            (_sunshine(when, latitude_deg, longitude_deg) - self._solar_mean_w_m2) / self._solar_std_w_m2
             for when in (time, time + self._interval)
         )
         return now.astype(np.float32), then.astype(np.float32)

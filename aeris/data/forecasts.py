@@ -1,44 +1,61 @@
 """Forecasts on disk: written lead by lead, continued after a stop, read for scoring.
 
 A forecast is made in PATH.partial/forecast and moved to PATH when it is whole, so nothing unfinished looks
-finished; PATH.partial/progress.json says how far it is. `PATH.zarr` is Zarr as WeatherBench 2 lays it out
-(aeris/data/forecast_zarr.py); any other PATH becomes a directory of CF NetCDF files (forecast_netcdf.py).
+finished; aeris/data/forecast_members.py says what else is there meanwhile. `PATH.zarr` is Zarr as
+WeatherBench 2 lays it out (aeris/data/forecast_zarr.py); any other PATH becomes a directory of CF NetCDF
+files (forecast_netcdf.py).
 
 Shapes: I init times, J lead times, M members, C channels, Y rows, X columns.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
+import os
 import shutil
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aeris.data.forecast_members import (
+    CONTENTS,
+    Files,
+    MemberWriter,
+    files_of,
+    partial_of,
+    read_progress,
+    runs,
+    write_progress,
+)
 from aeris.data.forecast_netcdf import NetcdfFiles
 from aeris.data.forecast_plan import Field, ForecastError, ForecastPlan
 from aeris.data.forecast_zarr import ZarrFiles
 
-__all__ = ["Forecast", "ForecastError", "ForecastPlan", "ForecastWriter", "open_forecast"]
+__all__ = ["Forecast", "ForecastError", "ForecastPlan", "ForecastWriter", "MemberWriter", "open_forecast"]
 
-PROGRESS, CONTENTS = "progress.json", "forecast"  # in PATH.partial
+LOCK = "lock"  # in PATH.partial
 FILE_SUFFIXES = (".nc", ".nc4", ".h5", ".grib", ".grib2", ".grb", ".partial")
 
 
 class ForecastWriter:
-    """Writes a forecast, or goes on with one that was stopped.
+    """Begins, writes and finishes a forecast, or goes on with one that was stopped.
+
+    One process has it. Others may write members beside it, once it has begun: `MemberWriter`.
 
     Attributes:
         complete: the forecast is on disk already; there is nothing to write.
+        release: lets other programs write it again.
 
     Raises:
         ForecastError: another forecast is in the way, or something that is none; says what differs.
     """
 
     def __init__(self, path: str | Path, plan: ForecastPlan, overwrite: bool = False) -> None:
-        """Look at what is on disk; nothing is written before `write`.
+        """Look at what is on disk; nothing is written before `begin` or `write`.
 
         Args:
             overwrite: replace another forecast at `path`, once the new one is whole.
@@ -49,16 +66,17 @@ class ForecastWriter:
                 f"--out {path}: a forecast is a directory; name it {self.path.stem}.zarr for Zarr, "
                 f"or {self.path.stem} for a directory of NetCDF files"
             )
-        self.partial = _partial(self.path)
+        self.partial = partial_of(self.path)
         self.complete = self._is_there(overwrite)
         self._done_IM = np.zeros((len(plan.inits), plan.members), dtype=np.int64)
         self._fresh = True  # nothing of use on disk yet
         if not self.complete and self.partial.exists():
             self._look_at_partial(overwrite)
-        kind = ZarrFiles if self.path.suffix == ".zarr" else NetcdfFiles
-        self._files: ZarrFiles | NetcdfFiles = kind(self.partial / CONTENTS, plan)
+        self._files: Files = files_of(self.path, plan)
         if not self._files.restartable:
             self._done_IM[self._done_IM < len(plan.lead_h)] = 0
+        self._members: MemberWriter | None = None
+        self.release: Callable[[], Any] = lambda: None
 
     def _is_there(self, overwrite: bool) -> bool:
         """Tell whether the wanted forecast is whole and need not be made."""
@@ -72,7 +90,7 @@ class ForecastWriter:
 
     def _look_at_partial(self, overwrite: bool) -> None:
         """Take over the progress of a stopped forecast, or forget about it."""
-        if not any(self.partial.iterdir()):
+        if not {path.name for path in self.partial.iterdir()} - {LOCK}:
             return  # stopped before anything happened
         there, done_IM = read_progress(self.partial)
         if not there.differences(self.plan):
@@ -80,6 +98,11 @@ class ForecastWriter:
                 self._done_IM, self._fresh = done_IM, False
         elif not overwrite:
             _refuse_another(self.partial, there, self.plan)
+
+    @property
+    def restartable(self) -> bool:
+        """Whether a member that was stopped goes on where it was; else it starts again."""
+        return self._files.restartable
 
     @property
     def steps_done(self) -> int:
@@ -94,33 +117,50 @@ class ForecastWriter:
         """Read back what was written: float32 [M, C, Y, X]."""
         return self._files.read(init, members, lead)
 
+    def begin(self) -> None:
+        """Make the files, if there are none to go on with; from now on members may be written.
+
+        Raises:
+            ForecastError: another program is making this forecast.
+        """
+        self._keep_others_out()
+        if self._fresh:
+            for path in self.partial.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            (self.partial / CONTENTS).mkdir()
+        write_progress(self.partial, self.plan, self._done_IM)
+        if self._fresh:  # only now, so that an interrupted creation is recognised
+            self._files.create()
+            self._fresh = False
+
+    def _keep_others_out(self) -> None:
+        """Hold a lock until `release`, or while this object lives, where the file system knows locks."""
+        self.partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.partial / LOCK, os.O_RDWR | os.O_CREAT)
+        self.release()
+        self.release = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ForecastError(
+                f"another program is making {self.path}: wait for its end, or choose another --out"
+            ) from None
+        except OSError:  # no locks here: two at once would write the same numbers, and one fail in the end
+            pass
+
     def write(self, init: int, members: range, lead: int, x_MCYX: Field) -> None:
         """Write one lead time of consecutive members; those that have it already are left alone.
 
         Raises:
             OSError: the disk is full or cannot be written; what was written before stays good.
         """
-        if self._fresh:
-            self._create()
-        behind = [member for member in members if self._done_IM[init, member] == lead]
-        for group in _runs(behind):
-            place = slice(group.start - members.start, group.stop - members.start)
-            self._files.write(init, group, lead, x_MCYX[place])
-        self._done_IM[init, behind] = lead + 1
-        self._save_progress()
-
-    def _create(self) -> None:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        (self.partial / CONTENTS).mkdir(parents=True)
-        self._save_progress()  # first, so that an interrupted creation is recognised
-        self._files.create()
-        self._fresh = False
-
-    def _save_progress(self) -> None:
-        temporary = self.partial / (PROGRESS + ".partial")
-        values = {"plan": self.plan.as_json(), "leads_done": self._done_IM.tolist()}
-        temporary.write_text(json.dumps(values) + "\n")
-        temporary.replace(self.partial / PROGRESS)
+        if self._members is None:
+            self.begin()
+            self._members = MemberWriter(self.path, self.plan, done_IM=self._done_IM)
+        self._members.write(init, members, lead, x_MCYX)
 
     def finish(self) -> None:
         """Give the forecast its name, which replaces an older one; only now does it look finished.
@@ -130,7 +170,8 @@ class ForecastWriter:
         """
         if self.complete:
             return
-        missing = self._done_IM.size * len(self.plan.lead_h) - self.steps_done
+        done_IM = self._done_IM if self._fresh else read_progress(self.partial)[1]
+        missing = done_IM.size * len(self.plan.lead_h) - int(done_IM.sum())
         if missing:
             raise ForecastError(f"{self.partial} still lacks {missing} lead times of members: go on first")
         self._files.finish()
@@ -141,6 +182,7 @@ class ForecastWriter:
         (self.partial / CONTENTS).replace(self.path)
         shutil.rmtree(self.partial)
         shutil.rmtree(old, ignore_errors=True)
+        self.release()
         self.complete = True
 
 
@@ -157,7 +199,7 @@ class Forecast:
         attrs: how it was made (weights, seed, sampler ...) and the `units` by channel.
     """
 
-    def __init__(self, files: ZarrFiles | NetcdfFiles, done_IM: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, files: Files, done_IM: NDArray[np.int64] | None = None) -> None:
         """Wrap the files; `done_IM` says how many lead times each member of an unfinished forecast has."""
         plan = files.plan
         self._files, self._done_IM = files, done_IM
@@ -169,18 +211,22 @@ class Forecast:
         self.longitude_deg: NDArray[np.float64] = np.array(plan.longitude_deg)
         self.attrs: dict[str, Any] = plan.attrs
 
-    def read(self, init_index: int, lead_index: int) -> Field:
-        """Read all members at one init and lead time: float32 [M, C, Y, X], NaN where a channel has no value.
+    def read(self, init_index: int, lead_index: int, members: range | None = None) -> Field:
+        """Read members at one init and lead time: float32 [M, C, Y, X], NaN where a channel has no value.
 
         Members an unfinished forecast lacks are NaN.
+
+        Args:
+            members: consecutive members; all by default.
         """
+        wanted = range(self.members) if members is None else members
         if self._done_IM is None:
-            return self._files.read(init_index, range(self.members), lead_index)
+            return self._files.read(init_index, wanted, lead_index)
         grid = (len(self.latitude_deg), len(self.longitude_deg))
-        x_MCYX = np.full((self.members, len(self.names), *grid), np.nan, dtype=np.float32)
-        there = np.flatnonzero(self._done_IM[init_index] > lead_index).tolist()
-        for group in _runs(there):
-            x_MCYX[group.start : group.stop] = self._files.read(init_index, group, lead_index)
+        x_MCYX = np.full((len(wanted), len(self.names), *grid), np.nan, dtype=np.float32)
+        for group in runs([one for one in wanted if self._done_IM[init_index, one] > lead_index]):
+            place = slice(group.start - wanted.start, group.stop - wanted.start)
+            x_MCYX[place] = self._files.read(init_index, group, lead_index)
         return x_MCYX
 
 
@@ -197,7 +243,7 @@ def open_forecast(path: str | Path, partial: bool = False) -> Forecast:
     if path.exists() and path.suffix != ".partial":
         kind = _kind(path)
         return Forecast(kind(path, kind.read_plan(path)))
-    unfinished = path if path.suffix == ".partial" else _partial(path)
+    unfinished = path if path.suffix == ".partial" else partial_of(path)
     if not unfinished.exists():
         raise ForecastError(f"{path} does not exist: make a forecast with python -m aeris.forecast")
     plan, done_IM = read_progress(unfinished)
@@ -222,23 +268,6 @@ def read_plan(path: Path) -> ForecastPlan:
     return _kind(path).read_plan(path)
 
 
-def read_progress(partial: Path) -> tuple[ForecastPlan, NDArray[np.int64]]:
-    """Read what an unfinished forecast will be, and how many lead times each init and member has: [I, M].
-
-    Raises:
-        ForecastError: it is none, or damaged.
-    """
-    try:
-        values = json.loads((partial / PROGRESS).read_text())
-        plan = ForecastPlan.from_json(values["plan"])
-        done_IM = np.array(values["leads_done"], dtype=np.int64).reshape(len(plan.inits), plan.members)
-    except (OSError, ValueError, KeyError) as error:
-        raise ForecastError(
-            f"{partial} is in the way and no forecast in the making ({error}): remove it, or change --out"
-        ) from None
-    return plan, done_IM
-
-
 def _kind(path: Path) -> type[ZarrFiles] | type[NetcdfFiles]:
     for kind in (ZarrFiles, NetcdfFiles):
         if path.is_dir() and kind.recognise(path):
@@ -253,18 +282,3 @@ def _refuse_another(path: Path, there: ForecastPlan, now: ForecastPlan) -> None:
         raise ForecastError(
             f"{path} holds another forecast ({'; '.join(different)}): choose another --out, or --overwrite it"
         )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
-
-
-def _runs(numbers: list[int]) -> list[range]:
-    """Group rising integers into runs without gaps."""
-    runs: list[range] = []
-    for number in numbers:
-        if runs and runs[-1].stop == number:
-            runs[-1] = range(runs[-1].start, number + 1)
-        else:
-            runs.append(range(number, number + 1))
-    return runs

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aeris.data.statistics import Statistics
 from aeris.data.variables import Channel
 from aeris.data.yearfile import FIELD_BYTES, Field, StoreError, damaged
-from aeris.data.yearwriter import METADATA_BYTES, check_room, publish
+from aeris.data.yearwriter import METADATA_BYTES, check_room, publish, tagged
 
 FORMAT, VERSION = "aeris-store", 1
 HEADER = "store.h5"
@@ -51,7 +51,7 @@ class Header:
 
 def write_header(path: Path, header: Header) -> None:
     """Write the file in one go; it has its name only when it is whole."""
-    temporary = path.with_name(path.name + ".partial")
+    temporary = tagged(path)
     points = (len(header.static) + len(header.masks)) * len(header.latitude_deg) * len(header.longitude_deg)
     length = METADATA_BYTES + points * FIELD_BYTES + header.time_s.nbytes
     check_room(temporary, length, length)

@@ -14,12 +14,12 @@ from aeris.data.variables import MASKED
 class Options:
     """Make a store from weather data.
 
-    Reads NetCDF and Zarr in the WeatherBench 2 layout or near it, says how it reads them, and writes HDF5. A
-    killed conversion goes on when the same command is given again.
+    Says how it reads the sources, and writes HDF5. Processes, ranks of a launcher and the same command on
+    other machines share the work. A killed conversion goes on when the same command is given again.
     """
 
     paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE... STORE")]
-    """NetCDF files, Zarr directories or addresses (gs://...), cut by time or variable; last the new store."""
+    """Files, directories or addresses (gs://...), cut by time or variable; last the new store."""
     window: int
     """Side of the windows (points) that fields are chunked in; best the window of the model."""
     channels: tuple[str, ...] = ()
@@ -36,6 +36,8 @@ class Options:
     """Intervals (hours) that get residual statistics; a model is trained for one of them."""
     member: int | None = None
     """Which ensemble member to take, if there are several."""
+    units: tuple[str, ...] = ()
+    """Units that the sources do not say or say wrongly, such as 2m_temperature=degC."""
     coarsen: int = 1
     """Average boxes of so many points a side, weighted by area. 1: keep the grid."""
     round: float = 0.0
@@ -47,13 +49,28 @@ class Options:
     allow_missing_static: bool = False
     """Take zeros for orography and land-sea mask where the sources have none."""
     statistics_from: str = ""
-    """Store whose statistics to take over, for data a model of that store will be run on."""
+    """Store whose statistics to take over, for data a model of that store will be run on; or statistics of
+    another project (makani, Swift, anemoi)."""
     processes: int = 1
-    """Processes that compute the statistics, each on some rows of windows."""
+    """Processes that share the work, on each rank."""
     dry_run: bool = False
-    """Say what would be done, with sizes, and stop."""
+    """Say what would be done, with sizes and hours, and stop."""
+    rate_mb_s: float = 0.0
+    """With --dry-run: MB/s of the store that one process gets done. 0: measure it on the first times."""
     json: bool = False
     """With --dry-run: print one JSON object and nothing else."""
+
+    @property
+    def units_told(self) -> dict[str, str]:
+        """Name of a variable -> its unit.
+
+        Raises:
+            ValueError: not written as NAME=UNIT.
+        """
+        for one in self.units:
+            if not all(one.partition("=")):
+                raise ValueError(f"--units {one}: write it as NAME=UNIT, such as 2m_temperature=degC")
+        return {name: unit for name, _, unit in (one.partition("=") for one in self.units)}
 
     @property
     def sources(self) -> tuple[str, ...]:

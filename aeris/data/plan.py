@@ -14,22 +14,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aeris.data import given
 from aeris.data.grid import check_coarsening, coarsen_axis, rows_to_drop
 from aeris.data.options import Options
 from aeris.data.sources import Sources, open_source
 from aeris.data.statistics import HOUR_S
-from aeris.data.store import Store
 from aeris.data.variables import LEVELLED, STATIC, SURFACE, Channel, channel, channel_of, in_order
 from aeris.data.yearfile import FIELD_BYTES
 from swipe.windows import WindowGrid
 
 TRAIN_SHARE = 0.75  # of the times, when no train period is given
+BLOCK_TIMES = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive times of one year: the piece in which the work is shared out and kept."""
+
+    year: int
+    start: int
+    """Number of the first time in its year."""
+    first: int
+    """Number of that time in the store."""
+    length: int
+
+    @property
+    def name(self) -> str:
+        """What its results are called by."""
+        return f"{self.year}-{self.start:05d}"
 
 
 @dataclass(frozen=True)
 class Conversion:
     """Everything that determines a store; plain data, made by `plan`."""
 
+    options: Options
     sources: Sources
     destination: Path
     channels: tuple[Channel, ...]
@@ -73,6 +92,15 @@ class Conversion:
         return {int(one): np.flatnonzero(year == one) for one in np.unique(year)}
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All times, cut into blocks; they do not depend on how many processes work."""
+        return tuple(
+            Block(year, start, int(indices[start]), min(BLOCK_TIMES, len(indices) - start))
+            for year, indices in self.years.items()
+            for start in range(0, len(indices), BLOCK_TIMES)
+        )
+
+    @property
     def partial(self) -> Path:
         """Directory of the unfinished store."""
         return self.destination.with_name(self.destination.name + ".partial")
@@ -86,7 +114,8 @@ def plan(options: Options) -> Conversion:
     """
     if not options.sources:
         raise ValueError("give at least one source and, last, the directory of the new store")
-    sources = Sources([open_source(path, options.member) for path in options.sources])
+    told = options.units_told
+    sources = Sources([open_source(path, options.member, units=told) for path in options.sources])
     channels = choose_channels(sources, options.channels, options.levels_hpa)
     variables = list(dict.fromkeys(one.variable for one in channels))
     times = choose_times(sources.times(variables), options.period, options.step_h)
@@ -100,6 +129,7 @@ def plan(options: Options) -> Conversion:
     WindowGrid(len(latitude_deg), len(longitude_deg), options.window)  # refuses windows that do not fit
     train = _train_period(times, options)
     conversion = Conversion(
+        options=options,
         sources=sources,
         destination=Path(options.store),
         channels=channels,
@@ -225,15 +255,7 @@ def _missing_static(sources: Sources, allowed: bool) -> tuple[str, ...]:
 def _check_statistics(conversion: Conversion) -> None:
     """Refuse intervals without pairs, and statistics of another set of channels, before hours of work."""
     if conversion.statistics_from:
-        other = Store(conversion.statistics_from)
-        if other.names != tuple(conversion.names):
-            raise ValueError(
-                f"{other.path} has the channels {' '.join(other.names)}, not {' '.join(conversion.names)}"
-            )
-        if other.masks and (other.rows, other.cols) != conversion.size:
-            raise ValueError(
-                f"{other.path} has masks, on a {other.rows} x {other.cols} grid: coarsen to that grid"
-            )
+        given.check(conversion.statistics_from, conversion.names, conversion.intervals_h, conversion.size)
         return
     start, end = conversion.train_s
     time_s = conversion.time_s[(conversion.time_s >= start) & (conversion.time_s <= end)]
@@ -258,13 +280,14 @@ def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
     return {
         "sources": [path if "://" in path else Path(path).name for path in options.sources],
         "about": [
-            {k: str(p.raw.attrs[k]) for k in about if k in p.raw.attrs} for p in conversion.sources.parts
+            {key: part.about[key] for key in about if key in part.about} for part in conversion.sources.parts
         ],
         "channels": conversion.names,
         "times": [len(conversion.time_s), hashlib.sha256(conversion.time_s.tobytes()).hexdigest()[:16]],
         "grid": list(conversion.size),
         "north rows dropped": conversion.row_offset,
         "member": options.member,
+        **({"units": list(options.units)} if options.units else {}),
         "coarsen": options.coarsen,
         "round": options.round,
         "compress": options.compress,
@@ -273,7 +296,8 @@ def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
         "zeros for": list(conversion.missing_static),
         "train period": train,
         "intervals_h": list(conversion.intervals_h),
-        "statistics from": options.statistics_from and Store(options.statistics_from).fingerprint_id,
+        "statistics from": options.statistics_from
+        and given.fingerprint_id(options.statistics_from, conversion.names, conversion.intervals_h),
     }
 
 

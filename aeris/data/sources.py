@@ -9,188 +9,145 @@ Shapes: n times, L levels, Y rows, X cols.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import glob
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
-from aeris.data.axes import LATITUDE, LEVEL, LONGITUDE, MEMBER, TIME, Axes, find_axes
-from aeris.data.units import conversion
-from aeris.data.variables import ALIASES, LEVELLED, STATIC, SURFACE
+from aeris.data.layouts import anemoi, grib, makani, netcdf, samples, shards, zarrs
+from aeris.data.layouts.collection import SAME_DEG, check_grids, join, read_times
+from aeris.data.layouts.placeholders import find_placeholder, without_placeholder
+from aeris.data.layouts.source import NO_TIMES, Source, Variable, units_told
 
-SAME_DEG = 1e-4  # coordinates kept in float32 and float64 differ by less
+__all__ = ["SAME_DEG", "Source", "Sources", "Variable", "open_source"]
 
-_UNITS = dict([*SURFACE.values(), *LEVELLED.values(), *STATIC.values()])
-_LEVELLED_NAMES = {name for name, _ in LEVELLED.values()}
-
-
-@dataclass(frozen=True)
-class Variable:
-    """How one variable of a source becomes ours: value * factor + offset."""
-
-    raw: str
-    dims: dict[str, str]
-    """Role -> name of the dimension, for the dimensions this variable has."""
-    factor: float
-    offset: float
+SUFFIXES = (".nc", ".nc4", ".h5", ".h5v", ".hdf5", ".grib", ".grib2", ".grb", ".zarr")
+PERIODS = (
+    "train",
+    "val",
+    "valid",
+    "test",
+    "out_of_sample",
+)  # directories that makani and Swift cut data into
+HDF5, STORE = b"\x89HDF", "store.h5"
 
 
-@dataclass(frozen=True)
-class Source:
-    """One opened file or Zarr store."""
-
-    path: str
-    raw: Any
-    """The dataset as xarray decodes it, not yet loaded."""
-    axes: Axes
-    variables: dict[str, Variable]
-    """WeatherBench 2 name -> how to read it."""
-    mapping: list[tuple[str, str, str]]
-    """(what, in the source, in the store), for printing."""
-
-    def read(
-        self, variable: str, start: int = 0, stop: int = 1, levels_hpa: Sequence[float] = ()
-    ) -> NDArray[np.float32]:
-        """Read times `start` to `stop` of a variable: float32 [n, L, Y, X]; a dim it does not have is 1."""
-        plan = self.variables[variable]
-        roles = {dim: role for role, dim in plan.dims.items()}
-        picks: dict[str, Any] = {}
-        inside = slice(None)
-        for dim in self.raw[plan.raw].dims:
-            role = roles.get(str(dim))
-            if role == TIME:
-                picks[dim] = slice(start, stop)
-            elif role == LEVEL:
-                places = self.axes.level_order[np.searchsorted(self.axes.levels_hpa, levels_hpa)]
-                picks[dim] = slice(int(places.min()), int(places.max()) + 1)
-                inside = places - places.min()
-            elif role not in (LATITUDE, LONGITUDE):
-                picks[dim] = self.axes.member if role == MEMBER else 0
-        array = self.raw[plan.raw].isel(picks)
-        left = [roles[str(dim)] for dim in array.dims]
-        x = np.asarray(array.values).transpose(
-            [left.index(r) for r in (TIME, LEVEL, LATITUDE, LONGITUDE) if r in left]
-        )
-        x = x if TIME in left else x[None]
-        x = x if LEVEL in left else x[:, None]
-        x = x[:, inside, :: -1 if self.axes.flipped else 1]
-        if np.any(np.diff(self.axes.longitude_order) != 1):
-            x = np.take(x, self.axes.longitude_order, axis=-1)
-        if (plan.factor, plan.offset) != (1.0, 0.0):
-            x = x.astype(np.float64) * plan.factor + plan.offset
-        return np.ascontiguousarray(x, dtype=np.float32)
-
-
-def open_source(path: str | Path, member: int | None = None, as_is: Sequence[str] = ()) -> Source:
-    """Open NetCDF-4, NetCDF-3 or Zarr (a directory, or an address such as gs://...) and work out its layout.
+def open_source(
+    path: str | Path,
+    member: int | None = None,
+    as_is: Sequence[str] = (),
+    units: Mapping[str, str] | None = None,
+) -> Source:
+    """Open weather and work out its layout.
 
     Args:
+        path: a file, a directory (Zarr, or one of files cut by time or variable), a pattern such as
+            `era5_*.nc`, or an address (gs://...).
         member: which ensemble member to read; None where there is only one.
-        as_is: variables without a name of ours that are read too, under their own and in their own units.
+        as_is: variables without a name of ours that are read too, under their own and in their own units
+            (NetCDF and Zarr only).
+        units: name of a variable -> the unit it is in, whatever the file says.
 
     Raises:
-        ValueError: the file is not understood; names what, and what would be.
+        ValueError: it is not understood, names what, and what would be; or values contradict an assumed unit.
     """
-    raw = _open(str(path))
+    told = units_told(units or {})
     try:
-        axes = find_axes(raw, member)
-        variables, mapping = _find_variables(raw, axes.dims, as_is)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return Source(str(path), raw, axes, variables, axes.mapping(raw) + mapping)
-
-
-def _open(path: str) -> Any:
-    """Open a file lazily with the engine that fits it."""
-    if "://" in path:
-        options = {"token": "anon"} if path.startswith("gs://") else None
-        try:
-            return xr.open_zarr(path, chunks=None, storage_options=options, decode_timedelta=False)
-        except ImportError as error:  # fsspec names the package for that kind of address
-            raise ValueError(f"{path} cannot be read here: {error}") from None
-    where = Path(path)
-    if not where.exists():
-        raise ValueError(f"{path} does not exist")
-    try:
-        if where.is_dir():
-            return xr.open_zarr(where, chunks=None, consolidated=_consolidated(where), decode_timedelta=False)
-        return xr.open_dataset(where, engine=_engine(where), decode_timedelta=False)
+        source = _open(str(path), member, as_is, told)
     except OSError as error:
         raise ValueError(f"{path} is truncated or damaged: {error}") from None
-    except ValueError as error:  # times in a calendar that is not ours, an engine that is not installed
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
+    source.check_assumed_units()
+    return source
 
 
-def _engine(path: Path) -> Any:
-    """Return xarray's engine for a file, from its first bytes."""
+def _open(path: str, member: int | None, as_is: Sequence[str], told: Mapping[str, str]) -> Source:
+    where = Path(path)
+    if "://" in path:
+        return _zarr(path, member, as_is, told)
+    if not where.exists():
+        found = [Path(one) for one in glob.glob(path)] if glob.has_magic(path) else []
+        if not found:
+            raise ValueError(f"{path} does not exist")
+        return _collection(path, found, member, as_is, told)
+    if not where.is_dir():
+        return _file(where, member, as_is, told)
+    if (where / STORE).exists():
+        raise ValueError("it is a store of aeris.data already, not a source")
+    if zarrs.is_zarr(where):
+        return _zarr(path, member, as_is, told)
+    if shards.is_shards(where):
+        return shards.open_shards(where, told)
+    periods = [where / name for name in PERIODS if (where / name).is_dir()]
+    files = [file for folder in (periods or [where]) for file in folder.iterdir() if file.suffix in SUFFIXES]
+    return _collection(path, files, member, as_is, told)
+
+
+def _zarr(path: str, member: int | None, as_is: Sequence[str], told: Mapping[str, str]) -> Source:
+    if anemoi.is_anemoi(path):
+        return anemoi.open_anemoi(path, member, told)
+    return zarrs.open_zarr(path, member, as_is, told)
+
+
+def _file(path: Path, member: int | None, as_is: Sequence[str], told: Mapping[str, str]) -> Source:
     with path.open("rb") as file:
         start = file.read(4)
-    engine = {b"\x89HDF": "h5netcdf", b"CDF\x01": "scipy", b"CDF\x02": "scipy"}.get(start)
-    if engine is None:
-        hint = ": turn it into NetCDF first, with cfgrib" if start == b"GRIB" else ""
-        raise ValueError(f"it is neither NetCDF nor Zarr{hint}")
-    return engine
+    if start == b"GRIB":
+        return grib.open_grib(path, member, told)
+    if start == HDF5:
+        kind = _hdf5_kind(path)
+        if kind == "makani":
+            return makani.open_makani([path], path, told)
+        if kind == "samples":
+            return samples.open_samples([path], path, told)
+        if kind == "shards":
+            raise ValueError(f"it is one shard of several: give the directory, {path.parent}")
+    return netcdf.open_netcdf(path, start, member, as_is, told)
 
 
-def _consolidated(path: Path) -> bool:
-    """Say whether a Zarr directory keeps its metadata in one place; xarray warns if it has to find out."""
-    new = path / "zarr.json"
-    if new.exists():
-        return bool(json.loads(new.read_text()).get("consolidated_metadata"))
-    if not (path / ".zgroup").exists():
-        raise ValueError("it is a directory but not a Zarr store; NetCDF files are given one by one")
-    return (path / ".zmetadata").exists()
+def _collection(
+    path: str, files: Sequence[Path], member: int | None, as_is: Sequence[str], told: Mapping[str, str]
+) -> Source:
+    """Open the files of a directory or a pattern as one source."""
+    files = sorted(files, key=natural)
+    if not files:
+        raise ValueError(
+            f"it holds neither Zarr nor files that end in {' '.join(SUFFIXES)}: is it another directory?"
+        )
+    first = files[0]
+    if first.is_file() and first.suffix in (".h5", ".h5v", ".hdf5"):
+        kind = _hdf5_kind(first)
+        if kind == "makani":
+            return makani.open_makani(files, Path(path), told)
+        if kind == "samples":
+            return samples.open_samples(files, Path(path), told)
+    parts = []
+    for file in files:
+        try:
+            parts.append(_open(str(file), member, as_is, told))
+        except OSError as error:
+            raise ValueError(f"{file} is truncated or damaged: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    return join(path, parts)
 
 
-def _find_variables(
-    raw: Any, dims: dict[str, str], as_is: Sequence[str]
-) -> tuple[dict[str, Variable], list[tuple[str, str, str]]]:
-    """Match the variables of a dataset with ours; the others are listed as left out."""
-    found: dict[str, Variable] = {}
-    mapping, left_out = [], []
-    for key in raw.data_vars:
-        array = raw[key]
-        own = {role: dim for role, dim in dims.items() if dim in array.dims}
-        name = ALIASES.get(str(key), str(key))
-        if name == "geopotential" and LEVEL not in own:
-            name = "geopotential_at_surface"
-        strange = [dim for dim in array.dims if dim not in own.values() and array.sizes[dim] > 1]
-        fits = LATITUDE in own and LONGITUDE in own and not strange
-        if fits and name in as_is and name not in _UNITS:
-            found[name] = Variable(str(key), own, 1.0, 0.0)
-            mapping.append(("variable", f"{key} ({', '.join(map(str, array.dims))})", "taken as it is"))
-            continue
-        if name not in _UNITS or not fits or (name in _LEVELLED_NAMES) != (LEVEL in own):
-            left_out.append(str(key))
-            continue
-        if name in found:
-            raise ValueError(f"{found[name].raw} and {key} are both {name}: remove one of them")
-        factor, offset, said = _unit(str(key), array.attrs.get("units"), _UNITS[name])
-        found[name] = Variable(str(key), own, factor, offset)
-        stored = array.encoding.get("dtype")
-        packed = f", {stored}" if stored is not None and stored != np.float32 else ""
-        mapping.append(("variable", f"{key} ({', '.join(map(str, array.dims))}){packed}", f"{name}, {said}"))
-    if not found:
-        raise ValueError(f"none of its variables is known: {', '.join(left_out) or 'it has none'}")
-    if left_out:
-        mapping.append(("left out", ", ".join(left_out), ""))
-    return found, mapping
+def _hdf5_kind(path: Path) -> str:
+    """Say which layout an HDF5 file has: makani, samples, shards or netcdf."""
+    if makani.is_makani(path):
+        return "makani"
+    return samples.kind(path)
 
 
-def _unit(key: str, given: object, wanted: str) -> tuple[float, float, str]:
-    """Return factor, offset and what to say about them."""
-    if given is None:
-        return 1.0, 0.0, f"no unit given, taken as {wanted}"
-    try:
-        factor, offset = conversion(str(given), wanted)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-    return factor, offset, wanted if (factor, offset) == (1.0, 0.0) else f"{given} turned into {wanted}"
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """Return a key that sorts numbers in names by value: 1979_2 before 1979_10."""
+    pieces = re.split(r"(\d+)", path.name)
+    return [(0, int(piece)) if piece.isdigit() else (1, piece) for piece in pieces if piece]
 
 
 class Sources:
@@ -202,18 +159,26 @@ class Sources:
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
+        check_grids(self.parts)
         first = self.parts[0].axes
-        for part in self.parts[1:]:
-            for what in ("latitude_deg", "longitude_deg"):
-                ours, theirs = getattr(first, what), getattr(part.axes, what)
-                if ours.shape != theirs.shape or np.abs(ours - theirs).max() > SAME_DEG:
-                    raise ValueError(f"{part.path} is on another grid than {self.parts[0].path} ({what})")
         self.latitude_deg, self.longitude_deg = first.latitude_deg, first.longitude_deg
+        self._placeholder: dict[str, float | None] = {}
+        self._land: NDArray[np.float32] | None = None
 
     def times(self, variables: Iterable[str]) -> NDArray[np.datetime64]:
-        """Return every time, rising, that a source of one of `variables` has; static fields bring none."""
-        parts = {part.path: part.axes.times for variable in variables for part in self.having(variable)}
-        return np.unique(np.concatenate(list(parts.values())))
+        """Return every time, rising, that a source of one of `variables` has; static fields bring none.
+
+        Times at which the values of one of them were made up are left out.
+        """
+        wanted = list(variables)
+        every = [part.variables[one].times for one in wanted for part in self.having(one)]
+        times = np.unique(np.concatenate([NO_TIMES, *every]))
+        return np.asarray(times[~np.isin(times, self.imputed(wanted))])
+
+    def imputed(self, variables: Iterable[str]) -> NDArray[np.datetime64]:
+        """Return the times, rising, at which a source says that values of one of `variables` were made up."""
+        every = [part.variables[one].imputed for one in variables for part in self.having(one)]
+        return np.unique(np.concatenate([NO_TIMES, *every]))
 
     def having(self, variable: str) -> list[Source]:
         """Return the sources that have a variable."""
@@ -221,7 +186,7 @@ class Sources:
 
     def levels_hpa(self, variable: str) -> list[float]:
         """Return the levels, in hPa and rising, at which every source that has it has a variable."""
-        levels = [set(part.axes.levels_hpa.tolist()) for part in self.having(variable)]
+        levels = [set(part.variables[variable].levels_hpa) for part in self.having(variable)]
         return sorted(set.intersection(*levels)) if levels else []
 
     def check_times(self, variable: str, times: NDArray[np.datetime64]) -> None:
@@ -230,7 +195,9 @@ class Sources:
         Raises:
             ValueError: names the variable and the first such time.
         """
-        count = np.sum([np.isin(times, part.axes.times) for part in self.having(variable)], axis=0)
+        count = np.sum(
+            [np.isin(times, part.variables[variable].times) for part in self.having(variable)], axis=0
+        )
         for wrong, what in ((count == 0, "missing at"), (count > 1, "in two sources at")):
             if np.any(wrong):
                 index = int(np.argmax(wrong))
@@ -240,16 +207,26 @@ class Sources:
         self, variable: str, times: NDArray[np.datetime64], levels_hpa: Sequence[float]
     ) -> NDArray[np.float32]:
         """Read a variable at `times` (rising): float32 [n, L, Y, X]; L is 1 without levels."""
-        shape = (len(times), max(1, len(levels_hpa)), len(self.latitude_deg), len(self.longitude_deg))
-        x_nLYX = np.empty(shape, dtype=np.float32)
-        for part in self.having(variable):
-            mine = np.isin(times, part.axes.times)
-            if mine.any():
-                local = np.searchsorted(part.axes.times, times[mine])
-                start, stop = int(local[0]), int(local[-1]) + 1
-                x_nLYX[mine] = part.read(variable, start, stop, levels_hpa)[local - start]
-        return x_nLYX
+        x_nLYX = read_times(self.having(variable), variable, times, levels_hpa)
+        value = self.placeholders([variable]).get(variable)
+        return x_nLYX if value is None else without_placeholder(x_nLYX, value, self._land_YX())
 
     def read_static(self, variable: str) -> NDArray[np.float32]:
         """Read a field that does not change (its first time, if it has times): float32 [Y, X]."""
         return np.asarray(self.having(variable)[0].read(variable)[0, 0])
+
+    def placeholders(self, variables: Iterable[str]) -> dict[str, float]:
+        """Find values that stand for missing ones over land: variable -> value (HRES-T0 has one for SST)."""
+        found = {}
+        for name in variables:
+            if name not in self._placeholder:
+                self._placeholder[name] = find_placeholder(name, self.having(name), self._land_YX)
+            value = self._placeholder[name]
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _land_YX(self) -> NDArray[np.float32] | None:
+        if self._land is None and self.having("land_sea_mask"):
+            self._land = self.read_static("land_sea_mask")
+        return self._land

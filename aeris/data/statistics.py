@@ -1,8 +1,9 @@
 """Mean and standard deviation of every channel, and of its changes, over the train period only.
 
-One streaming pass in float64, a row of windows at a time, merged by Chan's parallel form of Welford's update:
-memory stays that of a few bands, however many years there are. Points that a mask hides are left out. Every
-grid point counts the same, as in the published statistics.
+One streaming pass in float64, a block of times and a row of windows at a time, merged by Chan's parallel form
+of Welford's update: memory stays that of a few rows of windows, however many years there are, and the blocks
+may be counted anywhere. Points that a mask hides are left out. Every grid point counts the same, as in the
+published statistics.
 
 Shapes: S series, C channels, Y rows, X cols, P points of one row of windows.
 """
@@ -10,18 +11,16 @@ Shapes: S series, C channels, Y rows, X cols, P points of one row of windows.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aeris.data.yearfile import StoreError, Years
-from aeris.data.yearwriter import publish
 
 Values = NDArray[np.float64]
 HOUR_S = 3600
@@ -54,6 +53,20 @@ class Moments:
             x_P -= mean
             self._merge((series, channel), x_P.size, mean, x_P @ x_P)
 
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Values]) -> Moments:
+        """Make them from what `arrays` returned."""
+        moments = cls(*arrays["count"].shape)
+        moments.count_SC, moments.mean_SC, moments.square_SC = (
+            arrays[k] for k in ("count", "mean", "square")
+        )
+        return moments
+
+    @property
+    def arrays(self) -> dict[str, Values]:
+        """All there is, to be kept on disk."""
+        return {"count": self.count_SC, "mean": self.mean_SC, "square": self.square_SC}
+
     def merge(self, other: Moments) -> None:
         """Count what another has counted."""
         self._merge(..., other.count_SC, other.mean_SC, other.square_SC)
@@ -73,119 +86,111 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Band:
-    """The work on one row of windows, for a process of its own; intervals in hours, times in s."""
+class Train:
+    """The train period of some years, to be counted block by block; intervals in hours, times in s."""
 
     years: Years
-    top: int
     time_s: NDArray[np.int64]
-    inside: NDArray[np.int64]
+    train_s: tuple[int, int]
+    """First and last time that count."""
     intervals_h: tuple[int, ...]
-    valid_P: dict[int, NDArray[np.bool_]]
-    """Channel with a mask -> which points of the band count."""
+    valid_CYX: dict[int, NDArray[np.bool_]]
+    """Channel with a mask -> which points [Y, X] count."""
 
-    def moments(self, advance: Callable[[], None] = lambda: None) -> Moments:
-        """Stream over the times; series 0 is the state, the others are the changes over each interval."""
+    @property
+    def counts(self) -> NDArray[np.bool_]:
+        """Which times are inside."""
+        return (self.time_s >= self.train_s[0]) & (self.time_s <= self.train_s[1])
+
+    def moments(self, start: int, stop: int, beat: Callable[[], None] = lambda: None) -> Moments:
+        """Count times `start` to `stop`, and their changes since earlier times, from other blocks too.
+
+        Series 0 is the state, the others are the changes over each interval.
+
+        Args:
+            beat: called after every time of a row of windows.
+        """
+        total = Moments(1 + len(self.intervals_h), self.years.shape[1])
+        inside = [n for n in range(start, stop) if self.counts[n]]
+        starts_s = np.unique([self.time_s[inside] - hours * HOUR_S for hours in self.intervals_h])
+        before = np.flatnonzero(self.counts[:start] & np.isin(self.time_s[:start], starts_s)).tolist()
+        for top in range(0, self.years.shape[2], self.years.window):
+            total.merge(self._band(top, before, inside, beat))
+        return total
+
+    def _band(
+        self, top: int, before: Sequence[int], inside: Sequence[int], beat: Callable[[], None]
+    ) -> Moments:
+        """Count one row of windows."""
         _, channels, _, cols = self.years.shape
         moments = Moments(1 + len(self.intervals_h), channels)
+        rows = slice(top, top + self.years.window)
+        valid = {channel: valid_YX[rows].ravel() for channel, valid_YX in self.valid_CYX.items()}
         recent: dict[int, NDArray[np.float32]] = {}
         longest_s = max(self.intervals_h) * HOUR_S
-        for index in self.inside:
+        for index in (*before, *inside):
             now_s = int(self.time_s[index])
-            x_CYX = self.years.read(int(index), (self.top, 0), (self.years.window, cols))
-            before = [recent.get(now_s - hours * HOUR_S) for hours in self.intervals_h]
-            for channel in range(channels):
-                valid_P = self.valid_P.get(channel, slice(None))
+            x_CYX = self.years.read(index, (top, 0), (self.years.window, cols))
+            then = [recent.get(now_s - hours * HOUR_S) for hours in self.intervals_h]
+            for channel in range(channels) if index not in before else ():
+                valid_P = valid.get(channel, slice(None))
                 x_P = x_CYX[channel].ravel()[valid_P].astype(np.float64)
-                for series, then_CYX in enumerate(before, 1):
+                for series, then_CYX in enumerate(then, 1):
                     if then_CYX is not None:
                         moments.add(series, channel, x_P - then_CYX[channel].ravel()[valid_P])
                 moments.add(0, channel, x_P)
             recent = {then_s: x for then_s, x in recent.items() if then_s > now_s - longest_s}
             recent[now_s] = x_CYX
-            advance()
+            beat()
         return moments
+
+    def statistics(self, parts: Iterable[Moments], names: Sequence[str]) -> Statistics:
+        """Join the blocks, in their order, to the statistics.
+
+        Raises:
+            StoreError: a channel or its change over an interval does not vary; an interval has no pair.
+        """
+        total = Moments(1 + len(self.intervals_h), len(names))
+        for moments in parts:
+            total.merge(moments)
+        first, last = self.time_s[self.counts][[0, -1]].tolist()
+        statistics = Statistics(
+            total.mean_SC[0],
+            total.std_SC[0],
+            dict(zip(self.intervals_h, total.mean_SC[1:])),
+            dict(zip(self.intervals_h, total.std_SC[1:])),
+            (np.datetime64(first, "s"), np.datetime64(last, "s")),
+        )
+        check(statistics, names, dict(zip(self.intervals_h, total.count_SC[1:])))
+        return statistics
 
 
 def compute(
-    years: Years,
-    time_s: NDArray[np.int64],
+    train: Train,
     names: Sequence[str],
-    train_s: tuple[int, int],
-    intervals_h: Sequence[int],
-    masks: Mapping[str, NDArray[np.bool_]] | None = None,
-    advance: Callable[[], None] = lambda: None,
+    blocks: Sequence[tuple[int, int]],
     processes: int = 1,
-    keep: Path | None = None,
+    advance: Callable[[int], None] = lambda times: None,
 ) -> Statistics:
-    """Stream over the fields of the train period (seconds, both ends included) and return their statistics.
+    """Stream over the fields of the train period and return their statistics.
 
     Args:
-        masks: channel with missing points -> [Y, X], True where a point is valid.
-        advance: called once per band and time, for a progress bar.
-        processes: how many bands are worked on at once; the result does not depend on it.
-        keep: directory where finished bands are kept, for a run that is killed to go on.
+        blocks: first and one past the last number of the times of every block.
+        processes: how many blocks are worked on at once; the result does not depend on it.
+        advance: called with the times done after every block, for a progress bar.
 
     Raises:
-        StoreError: a channel or its change over an interval does not vary; an interval has no pair of times.
+        StoreError: as `Train.statistics`.
     """
-    inside = np.flatnonzero((time_s >= train_s[0]) & (time_s <= train_s[1]))
-    total = Moments(1 + len(intervals_h), len(names))
-    bands = []
-    for top in range(0, years.shape[2], years.window):
-        rows = slice(top, top + years.window)
-        valid_P = {names.index(name): valid_YX[rows].ravel() for name, valid_YX in (masks or {}).items()}
-        bands.append(Band(years, top, time_s, inside, tuple(intervals_h), valid_P))
-    for moments in _work(bands, advance, processes, keep):
-        total.merge(moments)
-    statistics = Statistics(
-        total.mean_SC[0],
-        total.std_SC[0],
-        dict(zip(intervals_h, total.mean_SC[1:])),
-        dict(zip(intervals_h, total.std_SC[1:])),
-        (np.datetime64(int(time_s[inside[0]]), "s"), np.datetime64(int(time_s[inside[-1]]), "s")),
-    )
-    check(statistics, names, dict(zip(intervals_h, total.count_SC[1:])))
-    return statistics
-
-
-def _work(
-    bands: list[Band], advance: Callable[[], None], processes: int, keep: Path | None
-) -> Iterator[Moments]:
-    """Do the bands in order, or several at once, and skip those that are kept from before."""
-    done = {band.top: keep / f"band{band.top}.npz" for band in bands} if keep else {}
-    left = [band for band in bands if not (keep and done[band.top].exists())]
-    bands[0].years.close()  # no open file goes to another process
+    train.years.close()  # no open file goes to another process
     context = multiprocessing.get_context("forkserver")
+    parts = []
     with ProcessPoolExecutor(processes, context) if processes > 1 else nullcontext() as pool:
-        futures = {band.top: pool.submit(band.moments) for band in left} if pool else {}
-        for band in bands:
-            if band not in left:
-                moments = _load(done[band.top])
-            elif pool:
-                moments = futures[band.top].result()
-            else:
-                moments = band.moments(advance)
-            if band not in left or pool:
-                for _ in band.inside:
-                    advance()
-            if keep and band in left:
-                _save(done[band.top], moments)
-            yield moments
-
-
-def _save(path: Path, moments: Moments) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        np.savez(file, count=moments.count_SC, mean=moments.mean_SC, square=moments.square_SC)
-    publish(temporary, path)
-
-
-def _load(path: Path) -> Moments:
-    with np.load(path) as kept:
-        moments = Moments(*kept["count"].shape)
-        moments.count_SC, moments.mean_SC, moments.square_SC = kept["count"], kept["mean"], kept["square"]
-    return moments
+        results = (pool.map if pool else map)(train.moments, *zip(*blocks))
+        for (start, stop), moments in zip(blocks, results):
+            parts.append(moments)
+            advance(stop - start)
+    return train.statistics(parts, names)
 
 
 def check(statistics: Statistics, names: Sequence[str], pairs: dict[int, Values]) -> None:

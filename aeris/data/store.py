@@ -63,7 +63,7 @@ class Store:
         self._time_s = about.time_s
         self.times: NDArray[np.datetime64] = self._time_s.astype("datetime64[s]")
         self.interval_h = int(np.diff(self._time_s).min()) // HOUR_S if len(self._time_s) > 1 else 0
-        self._years = self._open_years(about.files)
+        self.years = self._open_years(about.files)
         self._hidden: dict[WindowShard, list[tuple[int, NDArray[np.bool_]]]] = {}
 
     def _open_years(self, files: list[tuple[str, int, int]]) -> Years:
@@ -106,7 +106,7 @@ class Store:
         Raises:
             StoreError: a value is missing where none may be.
         """
-        file, local = self._years.locate(index)
+        file, local = self.years.locate(index)
         x_CYX = file.read(local, (0, 0), (self.rows, self.cols))
         for name, valid_YX in self.masks.items():
             number = self.names.index(name)
@@ -135,7 +135,7 @@ class Store:
             raise ValueError(
                 f"{self.path} has masked channels ({', '.join(self.masks)}), which cannot be rolled"
             )
-        file, local = self._years.locate(index)
+        file, local = self.years.locate(index)
         corners = self._corners(shard, roll)
         half, channels = side // 2, len(self.names)
         x_NTC = np.empty((len(corners), grid.tokens // shard.sp, channels), dtype=np.float32)
@@ -161,7 +161,7 @@ class Store:
     def expect(self, index: int, shard: WindowShard, roll: int = 0) -> None:
         """Say that a rank's windows of a time are read next, so that the disk begins; see `read_windows`."""
         if shard.grid.window == self.window:
-            file, local = self._years.locate(index)
+            file, local = self.years.locate(index)
             chunks = self._chunks_of(self._corners(shard, roll))
             file.expect(local, dict.fromkeys(corner for pair in chunks for corner in pair))
 
@@ -219,7 +219,7 @@ class Store:
 
     def _refuse(self, index: int) -> None:
         """Say which value of a time is missing."""
-        file, local = self._years.locate(index)
+        file, local = self.years.locate(index)
         x_CYX = file.read(local, (0, 0), (self.rows, self.cols))
         bad = ~np.isfinite(x_CYX) & self.mask_CYX
         if bad.any():
@@ -292,7 +292,7 @@ class Store:
 
     def close(self) -> None:
         """Close the files of this process."""
-        self._years.close()
+        self.years.close()
 
 
 def _digest(arrays: list[NDArray[Any]]) -> str:

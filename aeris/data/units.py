@@ -48,3 +48,8 @@ def conversion(given: str, wanted: str) -> tuple[float, float]:
     if unit is None or (unit, wanted) not in _CONVERSIONS:
         raise ValueError(f"the unit {given!r} cannot be turned into {wanted!r}")
     return _CONVERSIONS[unit, wanted]
+
+
+def alternatives(wanted: str) -> list[str]:
+    """Return the other units that can be turned into `wanted`."""
+    return [given for given, to in _CONVERSIONS if to == wanted]

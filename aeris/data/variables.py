@@ -47,6 +47,8 @@ STATIC: dict[str, tuple[str, str]] = {
     "zs": ("geopotential_at_surface", "m2 s-2"),
     "lsm": ("land_sea_mask", "1"),
 }
+UNITS: dict[str, str] = dict([*SURFACE.values(), *LEVELLED.values(), *STATIC.values()])
+"""WeatherBench 2 name -> unit."""
 MASKED = ("sst", "sic")
 """Channels that may be missing on some points (land); everywhere else a missing value is an error."""
 
@@ -78,6 +80,8 @@ CHANNEL_SCHEMES = ("uniform", "pressure")
 LATITUDE_SCHEMES = ("cell", "wb2", "cos", "train")
 
 _LEVEL_NAME = re.compile(r"([a-z]+)_?(\d+(?:\.\d+)?)(hpa)?")
+_FOREIGN_LEVEL_NAME = re.compile(r"(.+?)_?(\d+(?:\.\d+)?)(?:hpa)?", re.IGNORECASE)
+_LEVELLED_NAMES = frozenset(name for name, _ in LEVELLED.values())
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,22 @@ def channel_of(variable: str, level_hpa: float | None) -> Channel:
     raise ValueError(
         f"no variable {where} is called {variable!r}: known are {', '.join(n for n, _ in table.values())}"
     )
+
+
+def field_called(spelled: str) -> tuple[str, float | None] | None:
+    """Read another project's name of one field: (WeatherBench 2 name, level in hPa or None); None if unknown.
+
+    `2t`, `t2m` and `2m_temperature` are one; `q_500`, `q500` and `specific_humidity_500` too. `z` without a
+    level is the surface's.
+    """
+    name = ALIASES.get(spelled.lower(), spelled.lower())
+    if name == "geopotential":
+        return "geopotential_at_surface", None
+    if name in UNITS:
+        return None if name in _LEVELLED_NAMES else (name, None)
+    match = _FOREIGN_LEVEL_NAME.fullmatch(spelled.lower())
+    name = ALIASES.get(match[1], match[1]) if match else ""
+    return (name, float(match[2])) if match and name in _LEVELLED_NAMES else None
 
 
 def in_order(channels: Iterable[Channel]) -> tuple[Channel, ...]:

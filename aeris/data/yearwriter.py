@@ -1,8 +1,8 @@
 """Write a year file (aeris/data/yearfile.py): make it, and fill it so that a kill does not hurt.
 
 Without compression the chunks of a time lie one after the other (HDF5's implicit index), so a year is written
-past HDF5 with plain writes: no HDF5 metadata changes, and a killed conversion leaves a file that can be
-continued.
+past HDF5 with plain writes: no HDF5 metadata changes, a killed conversion leaves a file that can be
+continued, and several processes may fill one file.
 
 Shapes: C channels, Y rows, X cols, I x J windows of side W.
 """
@@ -10,6 +10,7 @@ Shapes: C channels, Y rows, X cols, I x J windows of side W.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def check_room(path: Path, length: int, reserve: int) -> None:
 class YearWriter:
     """Fills an uncompressed year file time by time and remembers, beside it, which times are finished.
 
-    A first start creates the file; a later one continues it. `finish` gives it its final name.
+    A first start creates the file; a later one continues it. Several processes may each write some times.
+    `finish` gives it its final name.
     """
 
     def __init__(
@@ -88,24 +90,27 @@ class YearWriter:
         window: int,
     ) -> None:
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
-        self._done_path = path.with_name(path.name + ".done")
+        self.partial = path.with_name(path.name + ".partial")
+        self._done_path = marks_of(path)
         self._window = window
-        if not self._done_path.exists():  # it is made last, so without it the file may be half created
-            create(self._partial, names, time_s, latitude_deg, longitude_deg, window)
-            marks = path.with_name(path.name + ".marks")
+        if not self.partial.exists():
+            whole = tagged(self.partial)
+            create(whole, names, time_s, latitude_deg, longitude_deg, window)
+            publish(whole, self.partial, replace=False)
+        if not self._done_path.exists():
+            marks = tagged(self._done_path)
             marks.write_bytes(bytes(len(time_s)))
-            publish(marks, self._done_path)
+            publish(marks, self._done_path, replace=False)
         self._offset = self._first_byte()
         self._field_bytes = len(names) * len(latitude_deg) * len(longitude_deg) * FIELD_BYTES
-        self._data = os.open(self._partial, os.O_WRONLY)
+        self._data = os.open(self.partial, os.O_WRONLY)
         self._marks = os.open(self._done_path, os.O_RDWR)
         self._open = True
         self.done = np.frombuffer(os.pread(self._marks, len(time_s), 0), dtype=np.uint8).astype(bool)
         self._unmarked: list[int] = []
 
     def _first_byte(self) -> int:
-        with h5py.File(self._partial, "r", locking=False) as file:
+        with h5py.File(self.partial, "r", locking=False) as file:
             fields = file["fields"]
             first = fields.id.get_chunk_info_by_coord((0, 0, 0, 0))
             corner = tuple(n - c for n, c in zip(fields.shape, fields.chunks))
@@ -142,15 +147,40 @@ class YearWriter:
         """Give the year its final name."""
         assert self.done.all(), "a year is finished when every time is"
         self.close()
-        publish(self._partial, self.path)
+        publish(self.partial, self.path)
         self._done_path.unlink()
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Give a file its name once its content is on disk, so that a crash leaves all of it or nothing."""
+def marks_of(path: Path) -> Path:
+    """Return the file beside a year that is being written: a byte for every time, 1 when it is done."""
+    return path.with_name(path.name + ".done")
+
+
+def tagged(path: Path) -> Path:
+    """Return a name beside `path` that no other process uses."""
+    return path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}")
+
+
+def publish(temporary: Path, path: Path, replace: bool = True) -> None:
+    """Give a file its name once its content is on disk, so that a crash leaves all of it or nothing.
+
+    Args:
+        replace: put it in place of a file of that name; if not, the file that was there first stays.
+    """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.rename(path)
+    if replace:
+        temporary.rename(path)
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links: somebody else may be first by a hair, with the same bytes
+        if not path.exists():
+            temporary.rename(path)
+            return
+    temporary.unlink()
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

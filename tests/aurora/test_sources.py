@@ -17,7 +17,7 @@ from aeris.aurora.training.sources import Weather, open_weather
 from aeris.aurora.v1p5 import AuroraV1p5
 from aeris.aurora.wave import WAVE_VARS, AuroraWave
 from aeris.data.store import Store, packaged_sample
-from aeris.data.variables import ALIASES
+from aeris.data.variables import ALIASES, UNITS
 
 ROWS, COLS, TIMES = 6, 12, 8
 LEVELS = (300, 500, 850)
@@ -254,7 +254,8 @@ def test_what_is_only_predicted_or_computed_need_not_be_there(tmp_path: Path) ->
     fed = [name for name in config.surf_vars if name not in (*config.output_only_surf_vars, "insolation")]
     like = data["2m_temperature"]
     data = data.assign({name: like.assign_attrs(units="") for name in fed[4:] if name not in ALIASES})
-    data = data.assign({ALIASES[name]: like.drop_attrs() for name in fed[4:] if name in ALIASES})
+    known = [ALIASES[name] for name in fed[4:] if name in ALIASES]
+    data = data.assign({name: like.assign_attrs(units=UNITS[name]) for name in known})
     weather = open_weather(netcdf(tmp_path / "x.nc", data), config)
     assert [*weather.read(0).surf] == [*fed, "insolation"] and len(weather.statics) == 36
     assert ("variable", "computed from time and place", "insolation") in weather.mapping

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from aeris.data.forecast_members import read_progress
 from aeris.data.forecasts import ForecastError, ForecastPlan, ForecastWriter, open_forecast
 
 NAMES = ("t2m", "u10", "z500", "z850", "q850", "u10hpa", "sst")
@@ -299,11 +300,17 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ForecastWriter(tmp_path / "g", PLAN)
 
 
-def test_progress_is_plain_json(tmp_path: Path) -> None:
+def test_progress_is_plain_text(tmp_path: Path) -> None:
     fill(ForecastWriter(tmp_path / "f.zarr", PLAN), stop_after=2)
-    values = json.loads((tmp_path / "f.zarr.partial" / "progress.json").read_text())
-    assert values["leads_done"] == [[2, 2, 0], [0, 0, 0]]
+    partial = tmp_path / "f.zarr.partial"
+    values = json.loads((partial / "progress.json").read_text())
+    assert values["leads_done"] == [[0, 0, 0], [0, 0, 0]]
     assert ForecastPlan.from_json(values["plan"]).differences(PLAN) == []
+    assert (partial / "done" / "0").read_text().split("\n") == ["0 0 2 1", "0 0 2 2", ""]
+    assert read_progress(partial)[1].tolist() == [[2, 2, 0], [0, 0, 0]]
+    ForecastWriter(tmp_path / "f.zarr", PLAN).begin()
+    assert not list((partial / "done").iterdir())
+    assert read_progress(partial)[1].tolist() == [[2, 2, 0], [0, 0, 0]]
 
 
 def test_surface_only(tmp_path: Path) -> None:

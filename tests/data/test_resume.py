@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aeris.data import conversion, packing, yearwriter
+from aeris.data import conversion, packing, sharing, statistics, yearwriter
 from aeris.data.store import Store, StoreError
 
 OPTIONS = {"round": 0.03, "compress": True, "train_period": ("1999", "2001")}
@@ -54,15 +54,17 @@ def die_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int,
 
 KILLS = {
     "making the first file": (yearwriter, "create", 1, False),
-    "before the marks": (yearwriter, "publish", 1, True),
+    "before the marks": (yearwriter, "publish", 2, True),
     "first time": (yearwriter.YearWriter, "write", 1, True),
     "data on disk, not marked": (yearwriter.YearWriter, "mark", 1, True),
     "half of the marks": (yearwriter, "_write_all", 8, True),
-    "before a year has its name": (yearwriter, "publish", 2, True),
+    "before a block is done": (sharing, "publish", 1, True),
+    "between two blocks": (sharing, "publish", 1, False),
+    "before a year has its name": (yearwriter, "publish", 5, True),
     "between two years": (yearwriter.YearWriter, "finish", 1, False),
     "in the second year": (yearwriter.YearWriter, "write", 8, False),
     "masks": (conversion, "find_masks", 1, True),
-    "statistics": (conversion, "find_statistics", 2, True),
+    "statistics": (statistics.Train, "moments", 3, True),
     "rounding steps": (packing, "round_to", 1, True),
     "packing the second year": (packing, "round_to", 7, False),
     "header": (conversion, "write_header", 1, True),
@@ -91,6 +93,17 @@ def test_killed_conversion_continues(
     assert not (tmp_path / "killed.partial").exists()
 
 
+def test_killed_after_the_store_has_its_name(source: Path, convert, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        die_at(patch, conversion.shutil, "rmtree", 1)
+        with pytest.raises(Killed):
+            convert(source, tmp_path / "store")
+    with pytest.raises(StoreError, match="unfinished conversion: run the same convert command again"):
+        Store(tmp_path / "store")
+    convert(source, tmp_path / "store")
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["1999.h5", "2000.h5", "store.h5"]
+
+
 def test_finished_times_are_not_read_again(source: Path, convert, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(conversion, "READ_BYTES", 1)  # one time at once
     with monkeypatch.context() as patch:
@@ -115,7 +128,7 @@ def test_killed_process_continues(source: Path, convert, tmp_path: Path) -> None
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "killed"), "--window", "6"]
     killed = subprocess.run(command, capture_output=True, check=False, cwd=Path(__file__).parents[2])
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "killed.partial" / "1999.h5").exists()
+    assert (tmp_path / "killed.partial" / "parts" / "fields-1999-00000.npz").exists()
     assert same(convert(source, tmp_path / "killed"), convert(source, tmp_path / "straight"))
 
 
@@ -148,7 +161,8 @@ def test_full_disk_is_one_error_and_leaves_nothing_that_looks_whole(source: Path
     assert "store.partial: File too large; what is written so far stays" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "store").exists()
-    assert [path.name for path in (tmp_path / "store.partial").iterdir()] == ["plan.json"]
+    left = {path.name for path in (tmp_path / "store.partial").iterdir()}
+    assert left == {"plan.json", "parts"}
 
 
 def test_too_little_room_is_said_before(source: Path, convert, tmp_path: Path, monkeypatch) -> None:

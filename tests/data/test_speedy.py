@@ -10,55 +10,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aeris.data import speedy
 from aeris.data.sources import Sources, open_source
-from aeris.data.speedy import GAS_CONSTANT, GRAVITY, LAPSE_RATE, Options, generate, on_pressure_levels
+from aeris.data.speedy import __main__ as program
+from aeris.data.speedy import control, restarts
+from aeris.data.speedy.control import Options, generate
+from aeris.data.speedy.levels import GAS_CONSTANT, GRAVITY, LAPSE_RATE, on_pressure_levels
+from aeris.data.speedy.model import Speedy
 from aeris.data.variables import STATIC
-
-SIGMA = np.array([0.95, 0.835, 0.685, 0.51, 0.34, 0.2, 0.095, 0.025])
-LAT, LON = np.linspace(-80.0, 80.0, 6), np.arange(8) * 45.0
-POWER = GAS_CONSTANT * LAPSE_RATE / GRAVITY
-SEA_PA, SEA_K = 101_000.0, 290.0
-
-
-class Standard:
-    """An atmosphere with 6.5 K/km everywhere, over ground of -400 to 4000 m; laid out as jcm does."""
-
-    def __init__(self, start: str = "2000-12-29", wet: float = 1e-3, blow_up: bool = False) -> None:
-        self.now, self.wet, self.blow_up = np.datetime64(start, "s"), wet, blow_up
-        self.asked: list[tuple[float, float]] = []
-        self.ground_m = np.linspace(-400.0, 4000.0, LON.size * LAT.size).reshape(LON.size, LAT.size)
-
-    def statics(self) -> dict[str, np.ndarray]:
-        mask = (self.ground_m > 0).astype(np.float32)
-        return {"geopotential_at_surface": self.ground_m * GRAVITY, "land_sea_mask": mask}
-
-    def advance(self, days: float, step_days: float) -> xr.Dataset:
-        self.asked.append((days, step_days))
-        steps = np.arange(1, round(days / step_days) + 1)
-        times = self.now + (steps * round(step_days * 86400)).astype("timedelta64[s]")
-        self.now = times[-1]
-        ps = SEA_PA * (1 - LAPSE_RATE * self.ground_m / SEA_K) ** (1 / POWER)
-        p = SIGMA[:, None, None] * ps
-        t = SEA_K * (p / SEA_PA) ** POWER
-        hour = ((times - np.datetime64("2001-01-01", "s")) / np.timedelta64(1, "h")).astype(np.float64)
-        if self.blow_up:
-            t = t * np.nan
-        column = {
-            "temperature": t,
-            "geopotential": (SEA_K - t) / LAPSE_RATE * GRAVITY,
-            "u_wind": np.log(p),
-            "v_wind": -p / 1e4,
-            "specific_humidity": np.full_like(p, self.wet),
-        }
-        grid = ("time", "level", "lon", "lat")
-        data = {k: (grid, np.broadcast_to(x, (len(times), *x.shape)).copy()) for k, x in column.items()}
-        flat = np.broadcast_to(hour[:, None, None], (len(times), *ps.shape))
-        data["normalized_surface_pressure"] = (("time", "lon", "lat"), np.broadcast_to(ps / 1e5, flat.shape))
-        for name, offset in (("t0", 280.0), ("u0", 1.0), ("v0", 2.0)):
-            data[f"surface_flux.{name}"] = (("time", "lon", "lat"), flat + offset)
-        coords = {"time": times.astype("datetime64[ms]"), "level": SIGMA, "lat": LAT, "lon": LON}
-        return xr.Dataset(data, coords)
+from tests.data.simulation import POWER, SEA_K, SEA_PA, SIGMA, Standard
 
 
 def weather(levels: tuple[int, ...] = (100, 500, 850, 925, 1000), **options: object) -> xr.Dataset:
@@ -153,22 +112,22 @@ def test_spin_up_comes_before_the_first_day(tmp_path: Path) -> None:
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make(tmp_path / name)
-    for file in (tmp_path / "a").iterdir():
+    for file in (tmp_path / "a").glob("*.nc"):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
 def test_a_whole_directory_is_left_alone_and_another_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = make(out)
-    assert speedy.is_done(options)
+    assert control.is_done(options)
     (out / "speedy_2001-01.nc").unlink()
-    assert not speedy.is_done(options)
+    assert not control.is_done(options)
     with pytest.raises(ValueError, match=r"made with .*'days': 5"):
-        speedy.is_done(Options(out, days=6))
+        control.is_done(Options(out, days=6))
     (out / "speedy.json").unlink()
     with pytest.raises(ValueError, match=r"other files \(speedy_2000-12.nc\)"):
-        speedy.is_done(options)
-    assert not speedy.is_done(Options(tmp_path / "new"))
+        control.is_done(options)
+    assert not control.is_done(Options(tmp_path / "new"))
 
 
 def test_a_simulation_that_blows_up_is_said(tmp_path: Path) -> None:
@@ -177,15 +136,65 @@ def test_a_simulation_that_blows_up_is_said(tmp_path: Path) -> None:
 
 
 def test_a_small_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speedy.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(control.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(ValueError, match="needs 0.0 GB, the disk has 0.0 GB free"):
         make(tmp_path)
+
+
+def test_a_year_is_a_year_of_the_calendar(tmp_path: Path) -> None:
+    assert Options(tmp_path).length_days == Options(tmp_path, years=1).length_days == 365
+    assert Options(tmp_path, years=4).times[-1] == np.datetime64("2004-12-31T18")
+    assert Options(tmp_path, years=4).made == Options(tmp_path, days=1461).made
+
+
+class Killed(Exception):
+    """The simulation was stopped."""
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_a_stopped_run_goes_on_from_a_restart_to_the_same_bytes(tmp_path: Path, chunks: int) -> None:
+    whole = make(tmp_path / "whole", days=45, model=Standard(weather=1.0))
+    options = Options(**{**vars(whole), "out": tmp_path / "stopped"})
+    stopped = Standard(weather=1.0)
+    advance, left = stopped.advance, iter(range(chunks + 1))
+
+    def dying(days: float, step_days: float) -> xr.Dataset:
+        if next(left, None) is None:
+            raise Killed
+        return advance(days, step_days)
+
+    stopped.advance = dying  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        list(generate(options, stopped))
+    again = Standard(weather=1.0)
+    assert list(generate(options, again))
+    assert len(again.asked) <= 5  # a month and a part of it are computed again at most
+    assert (2.0 - 0.25,) * 2 not in again.asked
+    for file in (tmp_path / "whole").glob("*.nc"):
+        assert file.read_bytes() == (options.out / file.name).read_bytes()
+    assert [*restarts.find(options.out)] == [*restarts.find(whole.out)]
+
+
+def test_restarts_hold_arrays_only_and_damage_is_said(tmp_path: Path) -> None:
+    options = make(tmp_path, days=12)
+    found = restarts.find(options.out)
+    assert [str(time) for time in found] == ["2000-12-30T18:00:00", "2001-01-09T18:00:00"]
+    path = restarts.newest(options.out, np.datetime64("2001-01-09T17"))
+    assert path == found[np.datetime64("2000-12-30T18", "s")]
+    assert restarts.newest(options.out, np.datetime64("2000-12-30T00")) is None
+    with np.load(path, allow_pickle=False) as file:
+        assert {name.split(".")[0] for name in file.files} == {"dynamics", "physics", "clock"}
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"30T18.npz is damaged .* remove it"):
+        restarts.load(path)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"days": 0}, "at least 1"),
+        ({"days": -1}, "at least 1"),
+        ({"days": 3, "years": 1}, "give one of them"),
+        ({"restart_days": 5}, "multiple of 10"),
         ({"step_h": 5}, "does not divide 24"),
         ({"levels_hpa": (850, 500)}, "rising"),
         ({"start": "spring"}, "no day"),
@@ -199,7 +208,7 @@ def test_wrong_options_are_said(tmp_path: Path, change: dict[str, object], said:
 def test_without_jcm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jcm", None)
     with pytest.raises(ValueError, match=r"pip install aeris-swipe\[speedy\]"):
-        speedy.Speedy(np.datetime64("2001-01-01"))
+        Speedy(np.datetime64("2001-01-01"))
 
 
 def test_the_program_runs_and_knows_when_it_is_done(
@@ -211,7 +220,7 @@ def test_the_program_runs_and_knows_when_it_is_done(
         began.append(start)
         return Standard(str(start))
 
-    monkeypatch.setattr(speedy, "Speedy", model)
+    monkeypatch.setattr(program, "Speedy", model)
     command = [
         "speedy",
         "--out",
@@ -224,10 +233,10 @@ def test_the_program_runs_and_knows_when_it_is_done(
         "2001-01-30",
     ]
     monkeypatch.setattr(sys, "argv", command)
-    speedy.main()
+    program.main()
     assert began == [np.datetime64("2001-01-28")]
     said = capsys.readouterr().out
     assert "speedy_2001-01.nc: 8 times" in said and "speedy_2001-02.nc: 4 times" in said
     assert json.loads((tmp_path / "speedy.json").read_text())["days"] == 3
-    speedy.main()
+    program.main()
     assert "nothing to do" in capsys.readouterr().out and len(began) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aeris.data import statistics
-from aeris.data.statistics import Band, Moments, Statistics
+from aeris.data.statistics import Moments, Train
 from aeris.data.store import Store, StoreError, packaged_sample
-from aeris.data.yearfile import YearFile, Years
 
 
 def plain(store: Store, interval_h: int) -> dict[str, np.ndarray]:
@@ -88,33 +88,35 @@ def test_moments_do_not_depend_on_blocks(blocks: list[int], offset: float, cut: 
         assert parts[0].std_SC[1, 2] == pytest.approx(x.std(), rel=1e-8, abs=1e-9)
 
 
-def test_processes_and_kept_bands_do_not_change_a_bit(store_path: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def train(store_path: Path) -> Train:
     store = Store(store_path)
+    train_s = tuple(int(t.astype(np.int64)) for t in store.statistics.train_period)
+    masks = {store.names.index(name): valid_YX for name, valid_YX in store.masks.items()}
+    return Train(store.years, store.times.astype(np.int64), train_s, (6, 24), masks)
 
-    def compute(**how: object) -> Statistics:
-        years = Years([YearFile(store_path / f"{year}.h5") for year in (1999, 2000)], [5, 5])
-        time_s = store.times.astype(np.int64)
-        train_s = tuple(int(t.astype(np.int64)) for t in store.statistics.train_period)
-        return statistics.compute(years, time_s, store.names, train_s, (6, 24), store.masks, **how)
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_do_not_change_a_bit(processes: int, train: Train, store_path: Path) -> None:
+    store, count = Store(store_path), []
+    numbers = statistics.compute(train, store.names, [(0, 5), (5, 10)], processes, count.append)
+    assert count == [5, 5]
+    assert numbers.std_C.tobytes() == store.statistics.std_C.tobytes()
+    assert numbers.residual_std[24].tobytes() == store.statistics.residual_std[24].tobytes()
 
-    with monkeypatch.context() as patch:
-        done = []
-        work = Band.moments
-        patch.setattr(
-            Band, "moments", lambda b, advance: stop() if done else done.append(b) or work(b, advance)
-        )
-        with pytest.raises(KeyboardInterrupt):
-            compute(keep=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["band0.npz"]
-    for how in ({"keep": tmp_path}, {"processes": 2}):
-        count = []
-        numbers = compute(advance=lambda count=count: count.append(1), **how)
-        assert len(count) == 2 * 7
-        assert numbers.std_C.tobytes() == store.statistics.std_C.tobytes()
-        assert numbers.residual_std[24].tobytes() == store.statistics.residual_std[24].tobytes()
+
+@pytest.mark.parametrize("cuts", [(0, 10), (0, 1, 2, 10), (0, 4, 6, 9, 10), tuple(range(11))])
+def test_blocks_share_the_changes_between_them(cuts: tuple[int, ...], train: Train, store_path: Path) -> None:
+    """However the times are cut, every change is counted once: same counts, same numbers to rounding."""
+    store = Store(store_path)
+    parts = [train.moments(*block) for block in pairwise(cuts)]
+    whole = train.moments(0, 10)
+    counts = sum(part.count_SC for part in parts)
+    np.testing.assert_array_equal(counts, whole.count_SC)
+    numbers = train.statistics(parts, store.names)
+    np.testing.assert_allclose(numbers.std_C, store.statistics.std_C, rtol=1e-12)
+    np.testing.assert_allclose(numbers.residual_std[24], store.statistics.residual_std[24], rtol=1e-12)
+    assert numbers.train_period == store.statistics.train_period
 
 
 @pytest.mark.parametrize(

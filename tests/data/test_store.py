@@ -95,11 +95,11 @@ def test_plain_chunks_are_read_past_hdf5_bit_for_bit(
             ours = plain.read_windows(index, shard, roll)
             np.testing.assert_array_equal(ours, packed.read_windows(index, shard, roll))
     for store, straight in ((plain, True), (packed, False)):
-        (file,) = {store._years.locate(0)[0]}
+        (file,) = {store.years.locate(0)[0]}
         assert (file._straight is not None) is straight
     corner, size = (3, 5), (4, 11)
     field = plain.read(1)[7, 3:7, 5:16]
-    np.testing.assert_array_equal(plain._years.read(1, corner, size, channel=7)[0], field)
+    np.testing.assert_array_equal(plain.years.read(1, corner, size, channel=7)[0], field)
 
 
 def test_chunks_in_another_order_are_read_by_hdf5(tmp_path: Path) -> None:

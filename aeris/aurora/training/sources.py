@@ -21,7 +21,6 @@ from aeris.aurora.config import AuroraConfig
 from aeris.aurora.insolation import insolation
 from aeris.aurora.normalisation import location, scale
 from aeris.aurora.training.statics import OTHER_NAMES, Field, read_statics
-from aeris.data.axes import LEVEL, TIME
 from aeris.data.header import HEADER
 from aeris.data.sources import Sources, open_source
 from aeris.data.store import Store
@@ -301,8 +300,7 @@ class FilesOrigin:
     def levels(self, variable: str) -> list[float]:
         """Return the levels (hPa) of a variable, rising; none at the surface."""
         having = self.sources.having(variable)
-        on_levels = having and "level" in having[0].variables[variable].dims
-        return self.sources.levels_hpa(variable) if on_levels else []
+        return self.sources.levels_hpa(variable) if having else []
 
     def read(self, wanted: Sequence[tuple[str, Sequence[float]]], times: Times) -> list[Field]:
         """Read variables at rising times: [n, C, H, W] each, C = 1 at the surface."""
@@ -319,11 +317,10 @@ class FilesOrigin:
         if not having or (variable not in known and variable not in self._own_names):
             return None
         part = having[0]
-        dims = part.variables[variable].dims
-        if LEVEL in dims:
+        if part.variables[variable].levels_hpa:
             return None
         first = self.sources.read_static(variable)
-        count = len(part.axes.times) if TIME in dims else 1
+        count = len(part.variables[variable].times)
         if variable not in known and count > 1:
             last = part.read(variable, count - 1, count)[0, 0]
             if not np.array_equal(first, last, equal_nan=True):

@@ -1,0 +1,1 @@
+"""Simulated atmospheres: the SPEEDY general circulation model writes years of data, and true ensembles."""
