@@ -48,6 +48,8 @@ class ModelConfig:
     """Start blocks as the identity, or nearly, as in "spike no more"; see aeris/model/initialise.py."""
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm; given explicitly because torch's default depends on its version."""
+    time_rounding: Literal["none", "bf16"] = "none"
+    """Round the embedding of the noise time to bf16, as the released runs did."""
     precision: Literal["bf16", "fp32", "fp64"] = "bf16"
     """Type of the matrix products in the blocks; embedding and head are fp32 (fp64 with fp64)."""
     residual: Literal["bf16", "fp32", "fp64"] = "bf16"
@@ -68,6 +70,9 @@ class DataConfig:
     """Channels the store must have, in order; empty takes the store's."""
     interval_h: int = 6
     """Hours from a state to the next; the store needs residual statistics for it."""
+    standards: str = ""
+    """File of means and deviations that replace the store's: of published weights (`python -m
+    aeris.published`), which forecast and are not trained on. Relative to the run directory."""
     roll: bool = False
     """Turn the globe by a random number of columns for every training image, so that a short record lasts."""
     workers: int = 0

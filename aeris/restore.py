@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import torch
 from aeris import config as configs
 from aeris.config import RunConfig
 from aeris.data.forcing import FORCINGS
+from aeris.data.standards import RunStore, read_standards
 from aeris.data.store import Store, packaged_sample
+from aeris.model import published
 from aeris.model.swin import Swin
 from aeris.parallelize import build_model
 from aeris.run_directory import Free, check_unchanged
@@ -19,6 +23,9 @@ from swipe import checkpoint
 from swipe.checkpoint_errors import Damaged
 from swipe.checksums import verify
 from swipe.layout import WindowLayout
+
+POINTER = "published.json"
+"""In a run that reads published weights where they are: where, and what a checkpoint of them would say."""
 
 
 def open_store(config: RunConfig) -> Store:
@@ -28,7 +35,8 @@ def open_store(config: RunConfig) -> Store:
         ValueError: they differ; names the setting to change.
     """
     path = packaged_sample() if config.data.store == "sample" else Path(config.data.store)
-    store = Store(path)
+    standards = config.data.standards
+    store = RunStore(path, read_standards(Path(standards))) if standards else Store(path)
     rows, cols = len(store.latitude_deg), len(store.longitude_deg)
     model = config.model
     if (rows, cols) != (model.rows, model.cols):
@@ -98,8 +106,13 @@ def check_same_run(config: RunConfig, run_dir: Path) -> None:
     """Refuse to go on in a directory with another run's checkpoints.
 
     Raises:
-        ValueError: a setting that defines the run differs from `run_dir`/config.json; names the settings.
+        ValueError: a setting that defines the run differs from `run_dir`/config.json, or it is of published
+            weights; names the settings.
     """
+    if config.data.standards:
+        raise ValueError(
+            f"--data.standards {config.data.standards}: published weights forecast, they are not trained on"
+        )
     if not checkpoint.complete(run_dir / "checkpoints"):
         return
     check_unchanged(configs.load(run_dir / "config.json"), config, FREE, run_dir)
@@ -135,6 +148,8 @@ class Trained:
     """What the checkpoint says, with `images_seen`, `channels` and the `fingerprint` of the data."""
     weights: str
     """What to load: "ema" or "model", as the checkpoint calls them."""
+    as_published: bool = False
+    """Whether `path` is a directory of published files (aeris/model/published.py), no checkpoint."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -175,12 +190,45 @@ def find_trained(
         ValueError: the run, checkpoint or weights do not exist, or a file is missing or has another size.
     """
     config = configs.load(run_dir / "config.json")
-    path = path or latest_checkpoint(run_dir)
-    check_whole(path, share, of)
     prefix = {"ema": "ema", "raw": "model"}.get(weights)
     if prefix is None:
         raise ValueError(f"weights {weights!r} do not exist: choose ema or raw")
+    if config.data.standards:
+        own = dataclasses.replace(config.data, standards=str(run_dir / config.data.standards))
+        config = dataclasses.replace(config, data=own)
+        if prefix == "model":
+            raise ValueError(f"{run_dir} has published weights, which are averages: take --weights ema")
+    if path is None and (run_dir / POINTER).exists():
+        directory, meta = read_pointer(run_dir / POINTER)
+        return Trained(config, directory, meta, prefix, as_published=True)
+    path = path or latest_checkpoint(run_dir)
+    check_whole(path, share, of)
     return Trained(config, path, checkpoint.read_meta(path), prefix)
+
+
+def read_pointer(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Read where the published files of a run are, and what a checkpoint of them would say.
+
+    Raises:
+        ValueError: it is damaged, or a file is gone or has another size.
+    """
+    try:
+        values = json.loads(path.read_text())
+        directory, sizes = Path(values["directory"]), dict(values["bytes"])
+        meta: dict[str, Any] = dict(values["meta"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({_short(error)}): make the run again with aeris.published"
+        ) from None
+    for name, size in sizes.items():
+        file = directory / name
+        found = file.stat().st_size if file.exists() else None
+        if found != size:
+            there = "is missing" if found is None else f"has {found:,} bytes, {size:,} when the run was made"
+            raise ValueError(
+                f"the published weights {file}: it {there}; copy it again, or make the run again"
+            )
+    return directory, meta
 
 
 def load_network(
@@ -201,6 +249,10 @@ def load_network(
         ValueError: the checkpoint is damaged or does not fit.
     """
     model = build_model(trained.config.model, *trained.counts, layout, device, units)
-    tensors = {f"{trained.weights}.{name}": p.detach() for name, p in model.named_parameters()}
-    checkpoint.load(trained.path, tensors, near)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    if trained.as_published:
+        sizes = published.Sizes.of(trained.config.model, trained.counts[1])
+        published.load(trained.path, sizes, weights)
+    else:
+        checkpoint.load(trained.path, {f"{trained.weights}.{name}": p for name, p in weights.items()}, near)
     return model.eval().requires_grad_(False)

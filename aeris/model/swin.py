@@ -166,6 +166,8 @@ class Swin(nn.Module):
         config = self.config
         outer = torch.float64 if config.precision == "fp64" else torch.float32
         time_BD = time_embedding(t_B.to(outer), config.width)
+        if config.time_rounding == "bf16":
+            time_BD = time_BD.bfloat16().to(outer)
         if self.embed is not None:
             x = self.embed(x.to(outer)).to(DTYPES[config.residual])
         rope = self.rotary_tables(x.device)
