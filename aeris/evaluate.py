@@ -1,191 +1,200 @@
 """Score an ensemble forecast against a store: tables, files and pictures.
 
     python -m aeris.evaluate FORECAST --truth STORE
+    mpiexec -n 8 python -m aeris.evaluate FORECAST --truth STORE
 
-RMSE, bias, fair CRPS, spread/skill ratio, rank histograms and zonal spectra, beside persistence and
-climatology. Fields are read one init and lead time after the other, so one ensemble at one time must fit.
+RMSE, bias, ACC, fair CRPS, energy score, spread/skill, rank histograms, extremes and zonal spectra, beside
+persistence and climatology. Init times are dealt over ranks; what each contributes is kept beside the output,
+so the same command goes on after a stop. Fields are read one init and lead time after the other, so one
+ensemble at one time must fit into the memory of a rank.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
-from aeris.data.forecasts import open_forecast
-from aeris.data.store import Store, packaged_sample
+from aeris import reports
+from aeris.evaluation import EvaluateConfig, Evaluation
 from aeris.log import console, progress_bar, run_program, speaker
 from aeris.scores import plots
-from aeris.scores.baselines import climatology, climatology_times, second_of_day
-from aeris.scores.matching import match
-from aeris.scores.report import as_json, print_tables, write_files
+from aeris.scores.comparison import Comparison
+from aeris.scores.parts import Parts
+from aeris.scores.report import as_json, plain, print_tables, write_files
+from aeris.scores.rivals import Contest, compete
+from aeris.scores.rivals_report import draw_contest, print_contest, write_contest
 from aeris.scores.scorecard import Scorecard
-from aeris.scores.scoring import Labels, score
-from launch.rank import discover
+from aeris.scores.scoring import Scoring
+from aeris.scores.summing import per_init
+from launch.rank import Ranks, discover, export, leave
 
-SAMPLE_TITLE = "SPEEDY perfect-model experiment"
+if TYPE_CHECKING:
+    from swipe.collectives import Group
+
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate"]
+
+PICTURES = 7
+
+
+class Crew:
+    """The ranks that share an evaluation; alone, nothing is started and torch is not imported."""
+
+    def __init__(self, ranks: Ranks, timeout_s: float) -> None:
+        self.rank, self.world = ranks.rank, ranks.world
+        self._group: Group | None = None
+        if ranks.world > 1:
+            import torch
+
+            from swipe.backend import start
+            from swipe.collectives import Group
+
+            export(ranks)
+            start(torch.device("cpu"), timeout_s)
+            self._group = Group("all ranks", tuple(range(ranks.world)), ranks.rank)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do something on some ranks; if it fails on one, all stop with its error."""
+        if self._group is None:
+            yield
+        else:
+            from swipe.collectives import together
+
+            with together(self._group):
+                yield
+
+    def tell(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        if self._group is None:
+            return value
+        from swipe.collectives import tell
+
+        return tell(self._group, value)
+
+    def finish(self) -> None:
+        """Leave, once all are here."""
+        if self._group is not None:
+            from swipe.backend import finish
+            from swipe.collectives import barrier
+
+            barrier(self._group, "the end")
+            finish()
+            leave()
+
+
+def evaluate(config: EvaluateConfig, crew: Crew | None = None) -> Scorecard | None:
+    """Run the program: check, score, write, draw, print. Returns nothing after a dry run, and off rank 0."""
+    crew = crew or Crew(Ranks(), config.timeout_s)
+    with crew.together():
+        job = Evaluation(config)
+    if config.dry_run:
+        if crew.rank == 0:
+            _print_plan(job)
+        return None
+    progress = progress_bar("now")
+    progress.disable = config.json or crew.rank > 0
+    parts, usual = job.parts, job.out / "parts" / "climatology.h5"
+    with progress:
+        steps = job.climatology_reads + job.pair.valid_IJ.size + PICTURES * config.plots
+        task = progress.add_task("scoring", total=steps, now="")
+
+        def advance(words: str, by: int = 1) -> None:
+            progress.update(task, advance=by, now=words)
+
+        with crew.together():
+            if crew.rank == 0:
+                if parts.prepare():
+                    console.print("what was scored before with other settings is scored again")
+                if usual.exists():
+                    advance("", by=job.climatology_reads)
+                job.make_climatology(usual, lambda: advance("climatology"))
+        with crew.together():
+            scoring = job.scoring(usual)
+        _collect(job, scoring, parts, crew, advance)
+        if crew.rank:
+            return None
+        outcome = _conclude(job, scoring, parts, advance)
+    _say(job, outcome)
+    return outcome.card
+
+
+def _collect(
+    job: Evaluation, scoring: Scoring, parts: Parts, crew: Crew, advance: Callable[..., None]
+) -> None:
+    """Collect every init time that has no part yet, a round of one init time per rank after the other."""
+    todo = crew.tell(parts.missing())
+    leads = len(job.pair.lead_h)
+    done = len(parts) - len(todo)
+    if done and crew.rank == 0:
+        console.print(f"going on: {done} of {len(parts)} init times were scored before")
+        advance("", by=done * leads)
+    for first in range(0, len(todo), crew.world):
+        busy = min(crew.world, len(todo) - first)
+        with crew.together():
+            if crew.rank < busy:
+                init = todo[first + crew.rank]
+                parts.write(init, scoring.collect(init, partial(advance, by=busy)))
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """What to score, and how."""
+class _Outcome:
+    """What an evaluation found and wrote."""
 
-    forecast: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FORECAST")]
-    """Forecast written by aeris.forecast: a .zarr or a directory of NetCDF files."""
-    truth: str = ""
-    """Store with the truth; empty means the packaged sample."""
-    out: str = ""
-    """Directory for scores.json, scores.csv, spectra.npz and plots/; empty means FORECAST.scores."""
-    channels: tuple[str, ...] = ()
-    """Channels to score, such as z500 t2m; none means all."""
-    weights: Literal["cell", "wb2", "cos"] = "cell"
-    """Area weights: cell = exact cells of the grid, wb2 = WeatherBench 2 (end rows reach the poles), cos."""
-    climatology_stride: int = 1
-    """Use every n-th training time of each hour of day for the climatology; 0 leaves climatology out."""
-    table_lead_h: tuple[int, ...] = ()
-    """Lead times (h) to print a table of channels for; none means the last."""
-    case_init: str = ""
-    """Init time of the maps, such as 2000-06-01T06; empty means the first."""
-    case_lead_h: int = 0
-    """Lead time (h) of the maps and spectra; 0 means the last."""
-    plots: bool = True
-    """Make pictures (needs matplotlib)."""
-    threads: int = 0
-    """Threads that score channels side by side; 0 means one per core."""
-    dry_run: bool = False
-    """Check everything, print what would be scored, and exit."""
-    json: bool = False
-    """Print one JSON object (the plan, or the scores) in place of tables."""
+    card: Scorecard
+    contest: Contest | None
+    more: Mapping[str, Any]
+    beside: list[Comparison]
+    paths: list[Path]
 
 
-def _position(values: list[Any], wanted: Any, what: str) -> int:
-    """Return the place of `wanted`, or raise a ValueError that lists what there is."""
-    if wanted not in values:
-        raise ValueError(f"the forecast has no {what} {wanted}; it has {', '.join(map(str, values))}")
-    return values.index(wanted)
+def _conclude(job: Evaluation, scoring: Scoring, parts: Parts, advance: Callable[[str], None]) -> _Outcome:
+    """Combine what the init times contributed, write and draw."""
+    card, more = scoring.combine(parts.of, job.case)
+    beside: list[Comparison] = []
+    if job.config.reference != "none":
+        beside, reasons = reports.published(card, job.pair, job.config.reference)
+        if reasons:
+            note = f"not all scores may stand beside the published ones: {'; '.join(reasons)}"
+            card = dataclasses.replace(card, notes=(*card.notes, note))
+    paths = write_files(card, job.out) + reports.write(more, job.out)
+    ours = job.judged(per_init(parts.of("ensemble")))
+    paths.append(ours.write(job.out))
+    contest = compete(ours, job.rivals) if job.rivals else None
+    if contest is not None:
+        paths += write_contest(contest, job.out)
+    if job.config.plots:
+        paths += plots.draw_all(card, job.out / "plots", job.case_lead, advance)
+        if contest is not None:
+            paths += draw_contest(contest, job.out / "plots", advance)
+        paths += reports.draw(more, beside, job.pair, card.title, job.out / "plots", advance)
+    parts.remove()
+    return _Outcome(card, contest, more, beside, paths)
 
 
-def _check_plots() -> None:
-    try:
-        plots.require_matplotlib()
-    except plots.NoMatplotlib as error:
-        raise ValueError(f"{error}, or leave pictures out: --no-plots") from None
-
-
-class Evaluation:
-    """A forecast opened beside its truth; everything a user can get wrong is found when it is made."""
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        if config.plots and not config.dry_run:
-            _check_plots()
-        if config.climatology_stride < 0 or config.threads < 0:
-            raise ValueError("climatology_stride and threads are 0 or more")
-        self.config = config
-        self.forecast = open_forecast(config.forecast)
-        self.truth = Store(config.truth or packaged_sample())
-        self.pair = match(self.forecast, self.truth, config.channels)
-        self.out = Path(config.out or config.forecast.rstrip("/") + ".scores")
-        inits, lead_h = list(self.pair.inits), list(self.pair.lead_h)
-        init = np.datetime64(config.case_init, "s") if config.case_init else inits[0]
-        self.case_lead = _position(lead_h, config.case_lead_h or lead_h[-1], "lead time (h)")
-        self.case = (_position(inits, init, "init time"), self.case_lead)
-        shown_h = config.table_lead_h or lead_h[-1:]
-        self.table_leads = [_position(lead_h, hours, "lead time (h)") for hours in shown_h]
-        self.period = self.truth.statistics.train_period
-        self.climatology_times: dict[int, NDArray[np.intp]] = {}
-        if config.climatology_stride:
-            seconds = second_of_day(self.truth.times[self.pair.valid_IJ.ravel()]).tolist()
-            self.climatology_times = climatology_times(
-                self.truth.times, self.period, seconds, config.climatology_stride
-            )
-        self.labels = Labels(
-            self._title(), config.forecast, str(self.truth.path), config.weights, self._notes()
-        )
-
-    def _title(self) -> str:
-        """Return what the data are: the packaged atmosphere has a name, others say it themselves."""
-        if self.truth.path.resolve() == packaged_sample().resolve():
-            return SAMPLE_TITLE
-        sources = [source["title"] for source in self.truth.made.get("about", ()) if "title" in source]
-        return str(self.forecast.attrs.get("title") or "; ".join(sources) or self.truth.path.name)
-
-    def _notes(self) -> tuple[str, ...]:
-        inside = self.pair.inside(self.period)
-        if not inside:
-            return ()
-        start, end = self.period
-        return (f"{inside} of {len(self.pair.inits)} forecasts lie in the training period {start} .. {end}",)
-
-    @property
-    def climatology_reads(self) -> int:
-        """Number of fields to read for the climatology."""
-        return sum(map(len, self.climatology_times.values()))
-
-    def plan(self) -> dict[str, Any]:
-        """Return what would be scored, as plain data."""
-        pair = self.pair
-        steps = pair.valid_IJ.size
-        field_bytes = 4 * len(self.truth.names) * self.truth.rows * self.truth.cols
-        init, lead = self.case
-        return {
-            "title": self.labels.title,
-            "forecast": self.labels.forecast,
-            "truth": self.labels.truth,
-            "init_times": [str(time) for time in pair.inits],
-            "lead_h": list(pair.lead_h),
-            "members": self.forecast.members,
-            "channels": [channel.name for channel in pair.channels],
-            "area_weights": self.labels.weights,
-            "climatology_times": self.climatology_reads,
-            "forecast_bytes": steps * self.forecast.members * field_bytes,
-            "truth_bytes": (steps + len(pair.inits) + self.climatology_reads) * field_bytes,
-            "maps_of": f"init {pair.inits[init]}, lead {pair.lead_h[lead]} h",
-            "out": str(self.out),
-            "notes": list(self.labels.notes),
-        }
-
-    def score(self, advance: Callable[[str], None]) -> Scorecard:
-        """Read everything and return the scores; `advance` is called after every field and ensemble."""
-        usual = None
-        if self.climatology_times:
-            read = (self.truth, self.period, self.climatology_times, self.pair.truth_channels)
-            usual = climatology(*read, lambda: advance("climatology"))
-        return score(self.pair, self.labels, usual, self.case, self.config.threads, advance)
-
-
-def evaluate(config: EvaluateConfig) -> Scorecard | None:
-    """Run the program: check, score, write, draw, print. Returns nothing after a dry run."""
-    job = Evaluation(config)
-    if config.dry_run:
-        _print_plan(job)
-        return None
-    steps = job.climatology_reads + job.pair.valid_IJ.size + 5 * config.plots
-    progress = progress_bar("now")
-    progress.disable = config.json
-    with progress:
-        task = progress.add_task("scoring", total=steps, now="")
-
-        def advance(words: str) -> None:
-            progress.update(task, advance=1, now=words)
-
-        card = job.score(advance)
-        paths = write_files(card, job.out)
-        if config.plots:
-            paths += plots.draw_all(card, job.out / "plots", job.case_lead, advance)
-    if config.json:
-        print(json.dumps(as_json(card) | {"files": [str(path) for path in paths]}, allow_nan=False))
-    else:
-        print_tables(card, console, job.table_leads)
-        for path in paths:
-            console.print(str(path), highlight=False, markup=False, soft_wrap=True)
-    return card
+def _say(job: Evaluation, outcome: _Outcome) -> None:
+    """Print the scores and the files."""
+    if job.config.json:
+        record = as_json(outcome.card) | {"files": [str(path) for path in outcome.paths]}
+        if outcome.contest is not None:
+            record["comparison"] = plain(outcome.contest.as_json())
+        print(json.dumps(record, allow_nan=False))
+        return
+    print_tables(outcome.card, console, job.table_leads)
+    if outcome.contest is not None:
+        print_contest(outcome.contest, console)
+    reports.say(outcome.more, outcome.beside, console)
+    for path in outcome.paths:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_plan(job: Evaluation) -> None:
@@ -206,8 +215,14 @@ def _print_plan(job: Evaluation) -> None:
 def main() -> None:
     """Read the command line and evaluate."""
     ranks = discover(os.environ)
-    speaker.work_alone("evaluation", ranks.rank, ranks.world)
-    evaluate(tyro.cli(EvaluateConfig, description=__doc__, prog="python -m aeris.evaluate"))
+    speaker.take_turn(ranks.rank, ranks.world)
+    with speaker.hush():
+        config = tyro.cli(
+            EvaluateConfig, args=sys.argv[1:], description=__doc__, prog="python -m aeris.evaluate"
+        )
+    crew = Crew(ranks, config.timeout_s)
+    evaluate(config, crew)
+    crew.finish()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The whole program on the packaged atmosphere, with a forecast made of the truth and noise."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aeris.data.forecasts import ForecastPlan, ForecastWriter
+from aeris.data.forecasts import ForecastPlan, ForecastWriter, open_forecast
 from aeris.data.store import Store, packaged_sample
 from aeris.data.variables import latitude_weights
-from aeris.evaluate import EvaluateConfig, Evaluation, evaluate
+from aeris.evaluate import Crew, EvaluateConfig, Evaluation, evaluate
+from aeris.scores.matching import Match
 
 NAMES = ("t2m", "z500", "q700")
 INITS, LEAD_H, MEMBERS = (130, 140), (6, 24), 3
@@ -61,15 +63,19 @@ def test_everything_is_written_and_said(forecast, tmp_path, capsys):
     written = sorted(
         str(path.relative_to(tmp_path / "scores")) for path in tmp_path.rglob("*") if path.is_file()
     )
-    pictures = [f"plots/{name}.png" for name in ("curves", "maps", "ranks", "scorecard", "spectra")]
-    assert written == [*pictures, "scores.csv", "scores.json", "spectra.npz"]
+    pictures = [
+        f"plots/{name}.png"
+        for name in ("bands", "curves", "extremes", "maps", "ranks", "scorecard", "spectra")
+    ]
+    tables = ["events.csv", "inits.npz", "regions.csv", "scores.csv", "scores.json", "spectra.npz"]
+    assert written == sorted([*tables, *pictures])
     said = capsys.readouterr().out
     for words in (
         *written,
         "mean over 3 channels",
         "24 h ahead",
         "area weights 'cell'",
-        "training-period mean",
+        "mean by hour of day",
     ):
         assert words in said
 
@@ -103,21 +109,146 @@ def test_a_second_run_gives_the_same_bytes(forecast, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir()} == first
 
 
-def test_channels_weights_and_stride_can_be_chosen(forecast, tmp_path):
+class Rank(Crew):
+    """One of several ranks that are run one after the other, in one process."""
+
+    def __init__(self, rank, world, told):
+        self.rank, self.world, self.told, self._group = rank, world, told, None
+
+    def tell(self, value):
+        """Return what rank 0 saw before anybody began."""
+        return self.told
+
+
+QUICK = {"plots": False, "channels": ("t2m", "z500"), "quantiles": (0.9,)}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A forecast of five init times."""
+    path = write_forecast(tmp_path_factory.mktemp("many") / "f", inits=(130, 134, 138, 142, 146))
+    return path, scored(path, path.parent / "alone", **QUICK)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_give_the_same_bytes(many, tmp_path, world):
+    path, _ = many
+    for rank in reversed(range(world)):  # rank 0 is the last, as the others leave their parts on disk
+        config = EvaluateConfig(str(path), out=str(tmp_path / "scores"), **QUICK)
+        if rank == world - 1:
+            job = Evaluation(config)
+            job.parts.prepare()
+            job.make_climatology(job.out / "parts" / "climatology.h5", lambda: None)
+        card = evaluate(config, Rank(rank, world, [0, 1, 2, 3, 4]))
+        assert (card is None) == (rank > 0)
+    expected = path.parent / "alone" / "scores"
+    for name in ("scores.json", "scores.csv", "regions.csv", "events.csv", "spectra.npz", "inits.npz"):
+        assert (tmp_path / "scores" / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_a_stopped_evaluation_goes_on(many, tmp_path, monkeypatch, capsys):
+    path, _ = many
+    read, calls = Match.read_forecast, []
+
+    def stop_in_the_third(self, init, lead, finite=True):
+        calls.append(init)
+        if init == 2 and len(calls) < 8:
+            raise KeyboardInterrupt
+        return read(self, init, lead, finite)
+
+    monkeypatch.setattr(Match, "read_forecast", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        scored(path, tmp_path, **QUICK)
+    calls[:] = [9] * 8
+    scored(path, tmp_path, **QUICK)
+    assert sorted(set(calls[8:])) == [0, 2, 3, 4]  # 0 for the maps
+    assert "going on: 2 of 5 init times were scored before" in capsys.readouterr().out
+    expected = path.parent / "alone" / "scores"
+    assert (tmp_path / "scores" / "scores.json").read_bytes() == (expected / "scores.json").read_bytes()
+    assert not (tmp_path / "scores" / "parts").exists()
+
+
+def test_a_climatology_can_come_from_another_store_or_file(many, tmp_path):
+    path, card = many
+    job = Evaluation(EvaluateConfig(str(path), climatology=str(packaged_sample()), **QUICK))
+    job.make_climatology(tmp_path / "climatology.h5", lambda: None)
+    again = scored(path, tmp_path, climatology=str(tmp_path / "climatology.h5"), **QUICK)
+    np.testing.assert_array_equal(again.values["acc"], card.values["acc"])
+    np.testing.assert_array_equal(again.events.table_JCQ2K, card.events.table_JCQ2K)
+    with pytest.raises(ValueError, match=r"climatology.h5 has no quantile 0.5; it has 0.9"):
+        options = QUICK | {"quantiles": (0.5,)}
+        Evaluation(EvaluateConfig(str(path), climatology=str(tmp_path / "climatology.h5"), **options))
+    with pytest.raises(ValueError, match="there is no climatology nowhere.zarr"):
+        Evaluation(EvaluateConfig(str(path), climatology="nowhere.zarr"))
+
+
+def test_intervals_are_given_with_enough_init_times(many):
+    _, card = many
+    low, high = card.intervals["crps_ratio"]
+    assert ((low <= card.values["crps_ratio"]) & (card.values["crps_ratio"] <= high)).all()
+    assert "paired bootstrap of 5 init times, 1 at a time" in " ".join(card.conditions())
+
+
+def test_forecasts_are_laid_side_by_side(many, tmp_path, capsys):
+    path, _ = many
+    (path.parent / "f.scores").symlink_to(path.parent / "alone" / "scores")
+    worse = write_forecast(tmp_path / "worse", lambda x, init, lead: x * 1.001, inits=(130, 138))
+    evaluate(EvaluateConfig(str(worse), against=(f"better={path}",), **QUICK))
+    said = capsys.readouterr().out
+    assert "RMSE against sample" in said
+    assert "2 init times all have; members: this forecast 3, better 3" in said
+    record = json.loads((tmp_path / "worse.scores" / "comparison.json").read_text())
+    assert (
+        record["scores"]["rmse"]["better"]["z500"][0] < record["scores"]["rmse"]["this forecast"]["z500"][0]
+    )
+
+
+def test_a_forecast_beyond_the_truth_is_scored_as_far_as_it_goes(tmp_path):
+    path = write_forecast(tmp_path / "late", inits=(140,))
+    store = Store(packaged_sample())
+    plan = dataclasses.replace(open_forecast(path)._files.plan, lead_h=(6, 24, 24 * 40))
+    writer = ForecastWriter(tmp_path / "beyond", plan)
+    for lead in range(3):
+        writer.write(0, range(MEMBERS), lead, open_forecast(path).read(0, min(lead, 1)))
+    writer.finish()
+    card = scored(tmp_path / "beyond", tmp_path, plots=False, quantiles=())
+    assert np.isfinite(card.values["rmse"][:2]).all()
+    assert np.isnan(card.values["rmse"][2]).all()
+    assert f"1 of 3 valid times have no truth, which covers {store.times[0]}" in card.notes[0]
+    assert card.events is None
+
+
+def test_a_stability_report_is_made_when_asked_for(many, tmp_path, capsys):
+    path, _ = many
+    scored(path, tmp_path, drift="yes", reference="era5", **QUICK)
+    said = capsys.readouterr().out
+    assert "stability to 24 h" in said
+    assert "not all scores may stand beside the published ones: the truth is simulated" in said
+    assert json.loads((tmp_path / "scores" / "stability.json").read_text())["bounds"]["mean"] > 0
+    with pytest.raises(ValueError, match="--drift yes needs a climatology"):
+        Evaluation(EvaluateConfig(str(path), drift="yes", climatology="none"))
+    with pytest.raises(ValueError, match="cyclones need the channel msl"):
+        scored(path, tmp_path, tracks="truth", **QUICK)
+
+
+def test_channels_weights_leads_and_events_can_be_chosen(forecast, tmp_path):
     options = {
         "channels": ("q700", "t2m"),
         "weights": "cos",
-        "climatology_stride": 10,
-        "table_lead_h": (6, 24),
+        "quantiles": (0.9,),
+        "lead_h": (24,),
+        "table_lead_h": (24,),
     }
     card = scored(forecast, tmp_path, plots=False, **options)
     assert card.names == ("q700", "t2m")
     assert card.weights == "cos"
-    assert card.climatology.endswith("12 times")
+    assert card.lead_h == (24,)
+    assert card.events.quantiles == (0.9,)
     with (tmp_path / "scores" / "scores.csv").open() as file:
         assert {row["channel"] for row in csv.DictReader(file)} == {"q700", "t2m"}
-    card = scored(forecast, tmp_path, plots=False, climatology_stride=0)
+    card = scored(forecast, tmp_path, plots=False, climatology="none")
     assert card.climatology == ""
+    assert card.events is None
     assert not [name for name in card.values if "climatology" in name]
 
 
@@ -125,7 +256,7 @@ def test_the_plan_is_printed_and_nothing_written(forecast, tmp_path, capsys):
     assert scored(forecast, tmp_path, dry_run=True, json=True) is None
     plan = json.loads(capsys.readouterr().out)
     assert (plan["members"], plan["lead_h"], plan["climatology_times"]) == (3, [6, 24], 120)
-    assert plan["forecast_bytes"] == 2 * 2 * 3 * 24 * 24 * 48 * 4
+    assert plan["forecast_bytes"] == 2 * 2 * 3 * 3 * 24 * 48 * 4
     assert scored(forecast, tmp_path, dry_run=True) is None
     assert "z500" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -135,7 +266,7 @@ def test_scores_can_be_printed_as_json(forecast, tmp_path, capsys):
     card = scored(forecast, tmp_path, plots=False, json=True)
     record = json.loads(capsys.readouterr().out)
     assert record["scores"]["rmse"]["t2m"] == card.values["rmse"][:, 0].tolist()
-    assert len(record["files"]) == 3
+    assert len(record["files"]) == 6
 
 
 def test_forecasts_of_the_training_period_are_noted(tmp_path):

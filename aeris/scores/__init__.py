@@ -1,1 +1,1 @@
-"""Scores of ensemble forecasts: metrics, spectra, baselines, and the tables and pictures made of them."""
+"""Scores of ensemble forecasts: metrics, spectra, extremes, climatology, and tables and pictures of them."""

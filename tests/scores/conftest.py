@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aeris.data.variables import Channel, channel, latitude_weights
-from aeris.scores.baselines import climatology, climatology_times
+from aeris.scores.climatology import build, needed_slots
 from aeris.scores.matching import match
 from aeris.scores.scorecard import Scorecard
 from aeris.scores.scoring import Labels, score
@@ -95,8 +95,7 @@ def make_card(members: int = 4) -> Scorecard:
     truth = Truth()
     pair = match(Ensemble(truth, members), truth)
     period = (truth.times[0], truth.times[9])
-    chosen = climatology_times(truth.times, period, [0, 21600, 43200, 64800], 1)
-    usual = climatology(truth, period, chosen, pair.truth_channels, lambda: None)
+    usual = build(truth, period, needed_slots(pair.truth_times), range(len(NAMES)))
     labels = Labels("made-up weather", "forecast", "truth", "cell")
     return score(pair, labels, usual, (1, 2), threads=1)
 

@@ -9,7 +9,7 @@ from aeris.scores.matching import match
 def test_a_match_knows_the_times_and_channels(ensemble, truth):
     pair = match(ensemble, truth, ("z_500", "t2m"))
     assert [channel.name for channel in pair.channels] == ["z500", "t2m"]
-    assert pair.truth_channels == (2, 0)
+    assert pair.truth_picked.places == [(2,), (0,)]
     np.testing.assert_array_equal(pair.start_I, [10, 14])
     np.testing.assert_array_equal(pair.valid_IJ, [[11, 12, 14], [15, 16, 18]])
     np.testing.assert_array_equal(pair.read_truth(11), truth.read(11)[[2, 0]])
@@ -48,12 +48,23 @@ def test_grids_must_agree(ensemble, truth):
         match(ensemble, truth)
 
 
-def test_every_valid_time_must_be_in_the_truth(ensemble, truth):
+def test_valid_times_without_a_truth_are_left_out_and_said(ensemble, truth):
     truth.times = truth.times[:17]
-    with pytest.raises(
-        ValueError, match=r"init 2020-01-04T12:00:00, lead 24 h: no truth .* no time 2020-01-05T12"
-    ):
+    pair = match(ensemble, truth)
+    np.testing.assert_array_equal(pair.valid_IJ, [[11, 12, 14], [15, 16, -1]])
+    assert "1 of 6 valid times have no truth, which covers 2020-01-01" in pair.notes()[0]
+    assert len(pair.truth_times) == 5
+    truth.times = truth.times[:8]
+    with pytest.raises(ValueError, match=r"no valid time .* is for 2020-01-03T12.* covers 2020-01-01"):
         match(ensemble, truth)
+
+
+def test_lead_times_can_be_chosen(ensemble, truth):
+    pair = match(ensemble, truth, lead_h=(24, 6))
+    assert (pair.lead_h, pair.leads) == ((6, 24), (0, 2))
+    np.testing.assert_array_equal(pair.read_forecast(1, 1), ensemble.fields[1, 2])
+    with pytest.raises(ValueError, match="no lead time of 7 h; it has 6, 12, 24"):
+        match(ensemble, truth, lead_h=(7,))
 
 
 def test_a_missing_value_is_named(ensemble, truth):

@@ -28,7 +28,8 @@ def test_tables_fit_a_terminal_and_say_how_they_were_made(card):
         "made-up weather: 6 h ahead",
         "made-up weather: 24 h ahead",
         "4 members, 2 init times, 2020-01-03 12 UTC to 2020-01-04 12 UTC, area weights 'cell'",
-        "training-period mean by hour of day, 2020-01-01 .. 2020-01-03, 10 times",
+        "mean by hour of day, 2020-01-01 .. 2020-01-03, 7 times (shorter than a year",
+        "regions, 24 h ahead",
         "unbiased spread/skill ratio",
     ):
         assert words in text
@@ -53,6 +54,7 @@ def test_csv_is_tidy_and_in_si_units(card, tmp_path):
     )
     assert not [row for row in rows if (row["channel"], row["metric"]) == ("sst", "lsd_mean")]
     assert sorted(path.name for path in csv_path.parent.iterdir()) == [
+        "regions.csv",
         "scores.csv",
         "scores.json",
         "spectra.npz",
@@ -72,12 +74,15 @@ def test_json_is_strict_and_complete(card, tmp_path):
 
 
 def test_spectra_are_arrays_with_names(card, tmp_path):
-    with np.load(write_files(card, tmp_path)[2]) as arrays:
-        np.testing.assert_array_equal(arrays["mean"], card.spectra.mean_JCK)
-        assert arrays["truth"].shape == (3, 6, 9)
+    write_files(card, tmp_path)
+    with np.load(tmp_path / "spectra.npz") as arrays:
+        np.testing.assert_array_equal(arrays["mean"][0], card.spectra.mean_JCK)
+        assert arrays["band"].tolist() == ["30-60", "tropics", "30-60N", "30-60S", "polar"]
+        assert arrays["truth"].shape == (5, 3, 6, 9)
         assert arrays["channel"].tolist() == list(card.names)
-    card = dataclasses.replace(card, spectra=None)
-    assert [path.name for path in write_files(card, tmp_path / "none")] == ["scores.json", "scores.csv"]
+    card = dataclasses.replace(card, spectra=None, bands={})
+    written = [path.name for path in write_files(card, tmp_path / "none")]
+    assert written == ["scores.json", "scores.csv", "regions.csv"]
 
 
 def test_the_same_scores_give_the_same_bytes(card, one_member_card, tmp_path):

@@ -37,9 +37,12 @@ def test_power_sums_to_the_mean_square(cols):
     )
 
 
-def test_the_band_takes_both_hemispheres():
+def test_bands_take_their_belts():
     np.testing.assert_array_equal(band_rows(LATITUDE_DEG), [1, 4])
-    with pytest.raises(ValueError, match="no row within 30-60 degrees; the nearest is at 75"):
+    np.testing.assert_array_equal(band_rows(LATITUDE_DEG, "30-60S"), [4])
+    np.testing.assert_array_equal(band_rows(LATITUDE_DEG, "tropics"), [2, 3])
+    np.testing.assert_array_equal(band_rows(LATITUDE_DEG, "polar"), [0, 5])
+    with pytest.raises(ValueError, match="no row in the band '30-60' .* the rows are -80 to 75"):
         band_rows(np.array([75.0, 0.0, -80.0]))
 
 
@@ -63,9 +66,13 @@ def test_running_means_of_truth_members_and_ensemble_mean():
     mask_CYX[1, 4, 0] = False  # a gap inside the band: no spectrum for that channel
     sums = SpectrumSums(1, LATITUDE_DEG, mask_CYX)
     cases = [rng.standard_normal((5, 2, 6, cols)).astype(np.float32) for _ in range(2)]
+    parts = []
     for x_MCYX in cases:
-        sums.add(0, x_MCYX[1:], x_MCYX[0])
-    spectra = sums.result()
+        sums.begin(0)
+        sums.add(0, x_MCYX[1:], x_MCYX[0], np.datetime64("2000-01-01"))
+        parts.append(sums.end())
+    bands = sums.combine(parts)
+    spectra = bands["30-60"]
     x_TMYX = np.stack(cases)[:, :, 0].astype(np.float64)
 
     def expected(field):
@@ -81,3 +88,18 @@ def test_running_means_of_truth_members_and_ensemble_mean():
     assert distances["lsd_mean"][0, 0] > distances["lsd_member"][0, 0]
     around_km = 2 * np.pi * EARTH_RADIUS_M * np.cos(np.deg2rad(45)) / 1000
     np.testing.assert_allclose(spectra.wavelength_km()[1:3], [around_km, around_km / 2])
+    both = (bands["30-60N"].truth_JCK[0, 0] + bands["30-60S"].truth_JCK[0, 0]) / 2
+    np.testing.assert_allclose(both, spectra.truth_JCK[0, 0], rtol=1e-12)
+    assert np.isfinite(bands["tropics"].truth_JCK).all()
+
+
+def test_spectra_that_are_too_many_are_of_some_leads_and_channels():
+    mask_CYX = np.ones((3, 6, 16), dtype=bool)
+    sums = SpectrumSums(4, LATITUDE_DEG, mask_CYX, first=(2,), most_bytes=2 * 3 * 5 * 9 * 8)
+    assert (sums.leads, sums.channels, sums.complete) == ((1, 3), (2,), False)
+    sums.begin(0)
+    x_MCYX = np.ones((1, 3, 6, 16), dtype=np.float32)
+    for lead in range(4):
+        sums.add(lead, x_MCYX, x_MCYX[0], np.datetime64("2000-01-01"))
+    truth_JC = sums.combine([sums.end()])["polar"].truth_JCK[..., 0]
+    np.testing.assert_array_equal(np.isfinite(truth_JC), [[0, 0, 0], [0, 0, 1], [0, 0, 0], [0, 0, 1]])

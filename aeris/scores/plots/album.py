@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from aeris.scores.plots.bands import plot_bands
 from aeris.scores.plots.curves import plot_curves
+from aeris.scores.plots.extremes import plot_extremes
 from aeris.scores.plots.heatmap import plot_scorecard
 from aeris.scores.plots.maps import plot_maps
 from aeris.scores.plots.ranks import plot_ranks
@@ -35,6 +37,9 @@ def draw_all(
         pictures["maps"] = lambda path: plot_maps(case, card.title, path)
     if card.spectra is not None and np.isfinite(card.spectra.truth_JCK[lead]).all(axis=-1).any():
         pictures["spectra"] = lambda path: plot_spectra(card, path, lead)
+        pictures["bands"] = lambda path: plot_bands(card, path, lead)
+    if card.events is not None and np.isfinite(card.events.table_JCQ2K[lead]).any():
+        pictures["extremes"] = lambda path: plot_extremes(card, path, lead)
     if card.members > 1:
         pictures["ranks"] = lambda path: plot_ranks(card, path)
     paths = []

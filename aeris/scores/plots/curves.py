@@ -1,4 +1,4 @@
-"""RMSE, CRPS and spread/skill ratio against lead time, beside persistence and climatology."""
+"""RMSE, CRPS, ACC and spread/skill ratio against lead time, beside persistence and climatology."""
 
 from __future__ import annotations
 
@@ -48,10 +48,23 @@ def _draw_ratio(axes: Any, card: Scorecard, place: int, limits: tuple[float, flo
     lead_axis(axes, card.lead_h)
 
 
+def _draw_correlation(axes: Any, card: Scorecard, place: int) -> None:
+    """Draw the anomaly correlation, with the line below which a forecast is of little use."""
+    axes.axhline(0.6, color=look.QUIET, linewidth=0.8, linestyle=":")
+    mark = "o" if len(card.lead_h) <= 12 else ""
+    axes.plot(
+        card.lead_h, card.values["acc"][:, place], color=look.MEAN, marker=mark, markeredgecolor="white"
+    )
+    axes.set_ylim(min(0.0, float(np.nanmin(card.values["acc"], initial=0.0))), 1.02)
+    lead_axis(axes, card.lead_h)
+
+
 def plot_curves(card: Scorecard, path: Path, most: int = 5) -> None:
-    """Draw RMSE, CRPS and the spread/skill ratio of up to `most` channels against lead time."""
+    """Draw RMSE, CRPS, ACC and the spread/skill ratio of up to `most` channels against lead time."""
     places = headline_channels(card.names, most)
-    rows = 3 if card.members > 1 else 2
+    labels = ["RMSE", "CRPS" if card.members > 1 else "MAE"]
+    labels += ["ACC"] * ("acc" in card.values) + ["spread / skill"] * (card.members > 1)
+    rows = len(labels)
     shown = {name for name, values in card.values.items() if np.isfinite(values).any()}
     ssr = card.values["ssr"][:, places]
     low = max(0.0, float(np.nanmin(ssr, initial=0.8)) - 0.1)
@@ -64,18 +77,21 @@ def plot_curves(card: Scorecard, path: Path, most: int = 5) -> None:
     foot = card.conditions()[0] + (f"; climatology: {card.climatology}" if card.climatology else "")
     lines = [line for line in (_RMSE_LINES if card.members > 1 else _ONE_MEMBER_LINES) if line[0] in shown]
     legend = {label: {"color": colour, "linestyle": dash} for _, label, colour, dash in lines}
-    size_in = (max(2.75 * len(places), 7.5), 2.35 * 2 + 1.75 * (rows - 2))
+    heights_in = [2.35, 2.35, 1.75, 1.75][:rows]
+    size_in = (max(2.75 * len(places), 7.5), sum(heights_in))
     with picture(path, size_in, card.title, subtitle, foot, legend) as figure:
-        grid = figure.subplots(rows, len(places), squeeze=False, height_ratios=[2.35, 2.35, 1.75][:rows])
+        grid = figure.subplots(rows, len(places), squeeze=False, height_ratios=heights_in)
         for col, place in enumerate(places):
             unit = display_unit(card.channels[place].units)[1]
             _draw(grid[0, col], card, place, lines)
             grid[0, col].set_title(f"{card.names[place]}  ({unit})")
             _draw(grid[1, col], card, place, _CRPS_LINES)
-            if rows == 3:
-                _draw_ratio(grid[2, col], card, place, (low, high))
+            if "ACC" in labels:
+                _draw_correlation(grid[2, col], card, place)
+            if card.members > 1:
+                _draw_ratio(grid[-1, col], card, place, (low, high))
             for axes in grid[:-1, col]:
                 axes.set_xlabel("")
                 axes.set_xticklabels([])
-        for row, label in enumerate(("RMSE", "CRPS" if card.members > 1 else "MAE", "spread / skill")[:rows]):
+        for row, label in enumerate(labels):
             grid[row, 0].set_ylabel(label)

@@ -75,8 +75,7 @@ def plot_spectra(card: Scorecard, path: Path, lead: int, most: int = 4) -> None:
         raise ValueError("there are no spectra to draw")
     whole = np.flatnonzero(np.isfinite(spectra.truth_JCK[lead]).all(axis=-1)).tolist()
     places = [whole[number] for number in headline_channels([card.names[place] for place in whole], most)]
-    low, high = spectra.band_deg
-    subtitle = f"zonal power spectra, {low:g}-{high:g}° north and south, {lead_text(card.lead_h[lead])} ahead"
+    subtitle = f"zonal power spectra, 30-60° north and south, {lead_text(card.lead_h[lead])} ahead"
     size_in = (max(3.0 * len(places), 6.0), 4.9)
     with picture(path, size_in, card.title, subtitle, card.conditions()[0], _LINES) as figure:
         grid = figure.subplots(2, len(places), squeeze=False, sharex="col", height_ratios=[2.3, 1.2])
