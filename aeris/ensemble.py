@@ -1,10 +1,9 @@
-"""The work of an ensemble forecast: which init times and members, in what order, and what is left.
+"""Make an ensemble forecast: members and init times over replicas of the network, written as they come.
 
-Members are computed in batches that are the same after a stop, so that a forecast that went on is bit for bit
-the one that was never stopped; on other ranks, to rounding. Every lead time is written when it is computed.
-
-Replicas of the network (the dp axis) share out the members of a batch, and the ranks of a replica its tokens.
-Rank 0 alone reads and writes the forecast, one replica's images at a time.
+A piece of work (aeris/pieces.py) belongs to one replica (dp), whose ranks share its windows, tokens and
+stages. The lead of a replica puts its images together and writes them, in a thread, beside the other leads;
+what is on disk says what is left, on any number of ranks. All replicas take their steps at the same time and
+agree after each whether to go on: on an error, or asked to stop, all end with everything written.
 
 Shapes: M members, N windows, T tokens per window, C channels, Y rows, X columns.
 """
@@ -12,23 +11,33 @@ Shapes: M members, N windows, T tokens per window, C channels, Y rows, X columns
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from aeris.data.forecasts import ForecastPlan, ForecastWriter
+from aeris.background import Background
+from aeris.data.forecasts import ForecastError, ForecastPlan, ForecastWriter, MemberWriter
 from aeris.data.store import Store
 from aeris.diffusion.sampler import nfe
-from aeris.rollout import Forecaster, rollout
-from swipe.collectives import tell, together
+from aeris.interruption import Requests
+from aeris.pieces import Piece, Timeline, Work, look
+from aeris.rollout import Forecaster, ahead, not_finite
+from aeris.throughput import Throughput
+from swipe.collectives import least, tell, together
 from swipe.images import Images
 
 RANGE = re.compile(r"(\d{4}-[^:]*(?::\d\d){0,2}):(\d{4}-.*):(\d+)h")
 """START:END:STEPh, where the times may have minutes and seconds."""
+ROOM = 2
+"""Lead times of a piece that wait to be written while the next is computed."""
 
 
 def init_times(words: tuple[str, ...], store: Store) -> tuple[str, ...]:
@@ -60,46 +69,17 @@ def init_times(words: tuple[str, ...], store: Store) -> tuple[str, ...]:
     return tuple(str(moment) for moment in sorted(times))
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What is left to do for a few members at one init time."""
+@dataclass
+class Underway:
+    """The piece this rank's replica is at."""
 
-    init: int
-    """Number of the init time."""
-    members: range
-    done: int
-    """Lead times all of them have on disk."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What there is to do, as rank 0 sees it on disk."""
-
-    pieces: tuple[Piece, ...]
-    steps_done: int
-    """Steps of one member that are on disk."""
-    complete: bool
-    """The whole forecast is there already."""
-
-
-def look(writer: ForecastWriter, batch: int) -> Work:
-    """List in order what is left to do, in batches of members that are the same after a stop."""
-    plan, pieces = writer.plan, []
-    for init in range(0 if writer.complete else len(plan.inits)):
-        for first in range(0, plan.members, batch):
-            members = range(first, min(first + batch, plan.members))
-            left = [m for m in members if writer.leads_done(init, range(m, m + 1)) < len(plan.lead_h)]
-            if left:  # other batches may have left whole members at either end
-                members = range(left[0], left[-1] + 1)
-                pieces.append(Piece(init, members, writer.leads_done(init, members)))
-    return Work(tuple(pieces), writer.steps_done, writer.complete)
-
-
-def share_out(members: range, replicas: int) -> list[range]:
-    """Give each replica some of the members; the first ones get one more where it does not come out even."""
-    each, more = divmod(len(members), replicas)
-    ends = [each * replica + min(replica, more) for replica in range(replicas + 1)]
-    return [members[first:last] for first, last in pairwise(ends)]
+    piece: Piece
+    init: np.datetime64
+    lead_h: int
+    """Hours the states have come."""
+    x_BNTC: Tensor
+    start_BNTC: Tensor | None
+    """The states at the init time, where boundary fields depend on them."""
 
 
 class Ensemble:
@@ -107,37 +87,85 @@ class Ensemble:
 
     Args:
         forecaster: what computes.
-        plan: what the forecast will be.
-        writer: on rank 0, what writes, and knows what is on disk; None on the others.
-        batch: members every replica computes at the same time.
+        plan: what the forecast will be; of the forecaster's steps and channels some may be left out.
+        writer: on rank 0, what begins and finishes the forecast and knows what is on disk; None on others.
+        batch: members a replica computes at the same time.
+        requests: who may ask to stop; nobody by default.
 
     Attributes:
         work: what there was to do at the start.
+        throughput: how fast it goes.
     """
 
     def __init__(
-        self, forecaster: Forecaster, plan: ForecastPlan, writer: ForecastWriter | None, batch: int
+        self,
+        forecaster: Forecaster,
+        plan: ForecastPlan,
+        writer: ForecastWriter | None,
+        batch: int,
+        requests: Requests | None = None,
     ) -> None:
         self.forecaster, self.plan, self.writer, self.batch = forecaster, plan, writer, batch
-        self.groups = forecaster.groups
+        self.groups, self.requests = forecaster.groups, requests
         self.images = Images(forecaster.layout.shard.grid, self.groups)
-        found = None if writer is None else look(writer, batch * self.groups.dims.dp)
-        self.work: Work = tell(self.groups.world, found)
+        self.work: Work = tell(self.groups.world, None if writer is None else look(writer, batch))
+        self.throughput = Throughput(forecaster.device, forecaster.interval_h)
+        self.timeline = Timeline([self._steps_of(piece) for piece in self.work.pieces], self.groups.dims.dp)
+        self._replica = self.groups.dims.coordinate(self.groups.rank).dp
+        names = list(forecaster.store.names)
+        self._channels = None if list(plan.names) == names else [names.index(name) for name in plan.names]
+        self._lead_of = {lead_h: lead for lead, lead_h in enumerate(plan.lead_h)}
+        self._advance: Callable[[int], None] = lambda evaluations: None
+        self._scale = 1.0
+
+    def _steps_of(self, piece: Piece) -> int:
+        """Steps a piece still takes."""
+        from_h = self.plan.lead_h[piece.done - 1] if piece.done else 0
+        return (self.plan.lead_h[-1] - from_h) // self.forecaster.interval_h
 
     @property
     def steps(self) -> int:
         """Steps of one member from one init time, over all of them."""
-        return len(self.plan.inits) * self.plan.members * len(self.plan.lead_h)
+        each = self.plan.lead_h[-1] // self.forecaster.interval_h
+        return len(self.plan.inits) * self.plan.members * each
 
     @property
     def steps_left(self) -> int:
-        """Those that are still to be computed."""
-        return sum(len(piece.members) * (len(self.plan.lead_h) - piece.done) for piece in self.work.pieces)
+        """Those that were still to be computed at the start."""
+        return sum(len(piece.members) * self._steps_of(piece) for piece in self.work.pieces)
+
+    @property
+    def images_seen(self) -> int:
+        """Those that are computed, in this start of the program and before."""
+        return self.steps - self.steps_left + self.throughput.steps
 
     @property
     def evaluations_per_step(self) -> int:
         """Network evaluations of one step of one member."""
         return nfe(self.forecaster.sampler)
+
+    @property
+    def evaluations_left(self) -> int:
+        """Network evaluations still to be made at the start, those that make initial states included."""
+        extra = sum(map(self._extra_steps, self.work.pieces))
+        return self.evaluations_per_step * (self.steps_left + extra)
+
+    def _extra_steps(self, piece: Piece) -> int:
+        """Steps of one member it takes to make the initial states of a piece: bred vectors do."""
+        perturbation, boundary = self.forecaster.perturbation, self.forecaster.boundary
+        again = boundary is not None and boundary.needs_start
+        return (
+            0
+            if perturbation is None or (piece.done and not again)
+            else perturbation.steps(len(piece.members))
+        )
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Most memory that images take which wait to be written, on the lead of a replica."""
+        store = self.forecaster.store
+        points = len(store.names) * len(store.latitude_deg) * len(store.longitude_deg)
+        return 4 * (ROOM + 2) * self.batch * points
 
     def run(self, advance: Callable[[int], None] = lambda evaluations: None) -> None:
         """Compute and write everything that is left, and finish the output. A collective call over all ranks.
@@ -147,54 +175,163 @@ class Ensemble:
                 made in the meantime.
 
         Raises:
+            Stopped: somebody asked for it; what was computed is written.
             ValueError: a forecast stopped being finite; what was written before stays.
             OSError: the disk is full or cannot be written; among several ranks a ValueError.
         """
-        network = self.forecaster.network
-        members = 0
-
-        def counted(x_BNTC: Tensor, t_B: Tensor) -> Tensor:
-            y_BNTC = network(x_BNTC, t_B)
-            advance(members)
-            return y_BNTC
-
-        self.forecaster.network = counted
         try:
-            for piece in self.work.pieces:
-                members = len(piece.members)
-                self._compute(piece)
+            self._run(advance)
         finally:
-            self.forecaster.network = network
-        with together(self.groups.world):
+            if self.writer is not None:
+                self.writer.release()
+
+    def _run(self, advance: Callable[[int], None]) -> None:
+        world = self.groups.world
+        with together(world):
+            if self.writer is not None and self.work.pieces:
+                self.writer.begin()
+        stopped = self._work(advance) if self.work.pieces else False
+        if stopped and self.requests is not None:
+            made = f"{self.images_seen:,} of {self.steps:,} steps of a member are made"
+            raise self.requests.stopped(f"after a step, everything written ({made})")
+        with together(world):
             if self.writer is not None:
                 self.writer.finish()
 
-    def _compute(self, piece: Piece) -> None:
-        """Compute and write the lead times that one piece lacks."""
-        lead_h, dims = self.plan.lead_h, self.groups.dims
-        shares = share_out(piece.members, dims.dp)
-        init = np.datetime64(self.plan.inits[piece.init], "s")
-        start = (lead_h[piece.done - 1], self._read(piece, shares)) if piece.done else None
-        mine = shares[dims.coordinate(self.groups.rank).dp]
-        fields = rollout(self.forecaster, init, mine, lead_h[-1], start)
-        for lead, (_, x_BNTC) in enumerate(fields, start=piece.done):
-            self._write(piece.init, shares, lead, x_BNTC)
+    def _work(self, advance: Callable[[int], None]) -> bool:
+        """Compute and write all pieces; return whether somebody asked to stop."""
+        network, background, output = self.forecaster.network, Background(ROOM), None
+        if self.images.lead:
+            output = MemberWriter(Path(self.work.path), self.plan, self._replica)
 
-    def _read(self, piece: Piece, shares: list[range]) -> Tensor:
-        """Read the last lead time of a piece on rank 0, and deal it out: this rank's [M, N, T, C]."""
-        store = self.forecaster.store
+        def counted(x_BNTC: Tensor, t_B: Tensor) -> Tensor:
+            with self.throughput.spending("network"):
+                y_BNTC = network(x_BNTC, t_B)
+            advance(round(len(t_B) * self._scale))
+            return y_BNTC
 
-        def read(replica: int) -> Tensor:
-            assert self.writer is not None, "rank 0 has the writer"
-            x_MCYX = self.writer.read(piece.init, shares[replica], piece.done - 1)
-            return torch.from_numpy(np.where(store.mask_CYX, x_MCYX, store.fill_C[:, None, None]))
+        self.forecaster.network, self._advance = counted, advance
+        self.throughput.begin()
+        try:
+            stopped = self._take_steps(output, background)
+            with together(self.groups.world), self.throughput.spending("writing"):
+                background.close()
+            self.images.wait()
+        finally:
+            self.forecaster.network = network
+            background.stop()
+        return stopped
 
-        return self.images.deal(read, [len(share) for share in shares], len(self.plan.names))
+    def _take_steps(self, output: MemberWriter | None, background: Background) -> bool:
+        """Take one step of every replica at a time; return whether somebody asked to stop."""
+        mine: Underway | None = None
+        for tick in range(self.timeline.ticks):
+            beginning = self._pieces(self.timeline.beginning(tick))
+            if beginning:
+                extra = {replica: self._extra_steps(piece) for replica, piece in beginning.items()}
+                with self._phase(extra):
+                    mine = (
+                        self._begin(beginning[self._replica], output) if self._replica in beginning else mine
+                    )
+                if mine is not None and mine.lead_h == 0:
+                    self._keep(mine, output, background)
+            active = {
+                replica: len(one.members) for replica, one in self._pieces(self.timeline.at(tick)).items()
+            }
+            mine = mine if self._replica in active else None
+            with self._phase(active):
+                background.check()
+                if mine is not None:
+                    self._step(mine)
+            self.throughput.steps += sum(active.values())
+            self.throughput.settle()
+            if mine is not None:
+                self._keep(mine, output, background)
+            if self._asked_to_stop():
+                return True
+        return False
 
-    def _write(self, init: int, shares: list[range], lead: int, x_BNTC: Tensor) -> None:
-        """Put the images of one lead time together on rank 0 and write them; masked points become NaN."""
+    def _pieces(self, numbers: dict[int, int]) -> dict[int, Piece]:
+        return {replica: self.work.pieces[number] for replica, number in numbers.items()}
+
+    @contextmanager
+    def _phase(self, made: dict[int, int]) -> Iterator[None]:
+        """Do together what may fail on some ranks.
+
+        Args:
+            made: steps of one member that each replica makes in it, for the progress line.
+        """
+        own, everybody = made.get(self._replica, 0), sum(made.values())
+        self._scale = everybody / own if own else 0.0
         with together(self.groups.world):
-            for replica, x_MCYX in self.images.collect(x_BNTC, [len(share) for share in shares]):
-                values = np.where(self.forecaster.store.mask_CYX, x_MCYX.numpy(), np.float32("nan"))
-                assert self.writer is not None, "images come together on rank 0"
-                self.writer.write(init, shares[replica], lead, values)
+            yield
+            computed = time.perf_counter()
+        self.throughput.spent("waiting", time.perf_counter() - computed)
+        if not own and everybody:
+            self._advance(everybody * self.evaluations_per_step)
+
+    def _begin(self, piece: Piece, output: MemberWriter | None) -> Underway:
+        """Make the states a piece starts from, or read those it goes on from."""
+        init = np.datetime64(self.plan.inits[piece.init], "s")
+        with self.throughput.spending("reading"):
+            if not piece.done:
+                x_BNTC = self.forecaster.state(init, piece.members)
+                return Underway(piece, init, 0, x_BNTC, x_BNTC)
+            x_BNTC = self._read(piece, output).to(self.forecaster.device)
+            start_BNTC = self.forecaster.start_of(init, piece.members)
+            return Underway(piece, init, self.plan.lead_h[piece.done - 1], x_BNTC, start_BNTC)
+
+    def _read(self, piece: Piece, output: MemberWriter | None) -> Tensor:
+        """Read the last lead time of a piece on the lead, and deal it out: this rank's [M, N, T, C]."""
+        store, failure, x_MCYX = self.forecaster.store, None, None
+        if output is not None:
+            shape = (len(piece.members), *store.mask_CYX.shape)
+            try:
+                read = output.read if self._channels is None else output.read_states
+                values = read(piece.init, piece.members, piece.done - 1)
+                if values.shape != shape:
+                    raise ForecastError(f"a state to go on from has the shape {values.shape}, not {shape}")
+                x_MCYX = torch.from_numpy(np.where(store.mask_CYX, values, store.fill_C[:, None, None]))
+            except (ValueError, OSError) as error:  # said once the others have what they wait for
+                failure, x_MCYX = error, torch.zeros(shape)
+        x_BNTC = self.images.deal(x_MCYX, len(piece.members), len(store.names))
+        if failure is not None:
+            raise failure
+        return x_BNTC
+
+    def _step(self, mine: Underway) -> None:
+        """Take one step of this rank's piece.
+
+        Raises:
+            ValueError: it is no longer finite.
+        """
+        forecaster, members = self.forecaster, mine.piece.members
+        mine.lead_h += forecaster.interval_h
+        mine.x_BNTC = ahead(forecaster, mine.x_BNTC, mine.init, mine.lead_h, members, mine.start_BNTC)
+        if error := not_finite(mine.x_BNTC, forecaster, mine.init, members, mine.lead_h):
+            raise ValueError(error)
+
+    def _keep(self, mine: Underway, output: MemberWriter | None, background: Background) -> None:
+        """Put the images of one lead time together, if it is kept, and hand them over to be written."""
+        if (lead := self._lead_of.get(mine.lead_h)) is None:
+            return
+        with self.throughput.spending("writing"):
+            x_MCYX = self.images.collect(mine.x_BNTC)
+            if output is not None and x_MCYX is not None:
+                background.do(partial(self._write, output, mine.piece, lead, x_MCYX.numpy()))
+
+    def _write(self, output: MemberWriter, piece: Piece, lead: int, x_MCYX: NDArray[np.float32]) -> None:
+        """Write one lead time, in the background; masked points become NaN."""
+        mask_CYX, states, kept = self.forecaster.store.mask_CYX, None, x_MCYX
+        if self._channels is not None:
+            states = x_MCYX if output.restartable else None
+            kept, mask_CYX = x_MCYX[:, self._channels], mask_CYX[self._channels]
+        output.write(piece.init, piece.members, lead, np.where(mask_CYX, kept, np.float32("nan")), states)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop, the same on all."""
+        if self.requests is None:
+            return False
+        asked, _ = self.requests.wishes()
+        stop = least(self.groups.world, 0 if asked else 1, "exchange of requests to stop") == 0
+        return self.requests.settle(float(stop), 0.0).stop

@@ -3,13 +3,13 @@
     python -m aeris.forecast runs/tiny --init 2000-05-31T00 --members 8 --lead-h 24 --out forecast.zarr
 
 Every lead time of a few members is written when it is computed. After a stop, the same command goes on, on
-any number of ranks: `mpiexec -n 4 python -m aeris.forecast ... --parallel.wp-y 2 --parallel.pp 2`.
+any number of ranks: `mpiexec -n 4 python -m aeris.forecast ... --parallel.wp-y 2 --parallel.pp 2`. Replicas
+of the network (dp) make different members and init times. SIGTERM, or the file OUT.job/stop, ends it after a
+step.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import shlex
@@ -19,25 +19,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
-from rich.table import Table
-from torch import nn
 
-from aeris import config as configs
+from aeris import calibrated
+from aeris.boundary import BoundaryConfig
 from aeris.config import ParallelConfig
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.store import Store
-from aeris.diffusion.sampler import SamplerConfig, for_training
+from aeris.diffusion.sampler import SamplerConfig
 from aeris.ensemble import Ensemble, init_times
-from aeris.log import console, progress_bar, run_program, speaker
-from aeris.parallelize import choose_degrees, make_network, take_seat
-from aeris.restore import Trained, check_fingerprint, find_trained, load_network, open_store
+from aeris.forecast_report import Progress, print_summary, record, settings, summary
+from aeris.forecasting import find_run, take_seats
+from aeris.interruption import Requests
+from aeris.log import RunLog, console, progress_bar, run_program, speaker
+from aeris.perturbation import PerturbationConfig
+from aeris.pieces import choose_batch
 from aeris.rollout import Forecaster, lead_times
+from aeris.run_directory import ending, parting
+from aeris.throughput import in_words
 from launch.rank import discover, export, leave
-from swipe import checkpoint
-from swipe.backend import choose_device, describe, finish, keep_freed_memory, start
-from swipe.collectives import Group, all_reduce, barrier, together
+from swipe.backend import describe, finish, keep_freed_memory, start
+from swipe.collectives import barrier, together
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,23 @@ class Arguments:
     """Where to: a name ending in .zarr (WeatherBench 2 layout), or a directory for CF NetCDF files."""
     members: int = 8
     """Members of the ensemble, numbered from 0; a member is the same in any size of ensemble."""
-    batch: int = 4
-    """Members computed at the same time by every replica (--parallel.dp); more need more memory."""
+    batch: int = 0
+    """Members every replica (--parallel.dp) computes at the same time; more need more memory. 0: up to 4, and
+    fewer if replicas would be idle. With a number the bits do not depend on how many replicas there are."""
+    keep_every_h: int = 0
+    """Hours between lead times that are written; a multiple of the run's interval. 0: every step."""
+    keep_channels: tuple[str, ...] = ()
+    """Channels that are written; empty: all. Then a whole state of each member lies beside, to go on from."""
+    keep_initial: bool = False
+    """Also write the members' initial states, as lead time 0."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How a sample is drawn; `python -m aeris.diffusion.sampler` shows what the choices do."""
+    perturb: PerturbationConfig = field(default_factory=PerturbationConfig)
+    """What the members start from."""
+    boundary: BoundaryConfig = field(default_factory=BoundaryConfig)
+    """Where sea temperature and ice come from after the init time."""
+    calibrated: bool = False
+    """Take sampler and perturbation from RUN/calibration.json, which aeris.calibrate writes."""
     seed: int = 0
     """Seed of all noise."""
     device: str = "auto"
@@ -70,6 +87,8 @@ class Arguments:
     """Shared out over dp are members. Weights are not: shard and schedule are for training."""
     store: str = ""
     """Directory of a store with the init times; empty takes the run's."""
+    run_dir: Path | None = None
+    """Directory of this forecast's log.jsonl and ended.json, and of the file `stop`; by default OUT.job."""
     overwrite: bool = False
     """Replace another forecast at --out, once the new one is whole."""
     dry_run: bool = False
@@ -78,101 +97,113 @@ class Arguments:
     """With --dry-run: print one JSON object and nothing else."""
 
 
-def prepare(arguments: Arguments) -> Ensemble:
+def prepare(arguments: Arguments, requests: Requests | None = None) -> Ensemble:
     """Load the run, join the other ranks, and look at the output; compute and write nothing.
+
+    Args:
+        requests: who may ask the program to stop; nobody by default.
 
     Raises:
         ValueError: a wrong run, checkpoint, store, init time, lead time, sampler, layout or output.
         OSError: the other ranks are not there.
     """
-    if arguments.members < 1 or arguments.batch < 1:
-        raise ValueError(f"--members {arguments.members} and --batch {arguments.batch} must be 1 or more")
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    trained, store = find_run(arguments, rank, world)
-    config = trained.config
-    interval_h, sampler = config.data.interval_h, for_training(arguments.sampler, config.diffusion)
-    inits, lead_h = init_times(arguments.init, store), lead_times(arguments.lead_h, interval_h)
-    dims = choose_degrees(config, world, arguments.members)
-    device = choose_device(arguments.device)
-    start(device, config.parallel.timeout_s)
-    seat = take_seat(config, trained.counts, dims, rank, device)
-    model = load_network(trained, seat.layout, device, seat.units, near=seat.at.pp / dims.pp)
-    forecaster = Forecaster(
-        make_network(model, seat, len(store.names)), seat.layout, store, interval_h, sampler,
-        sigma_data=config.diffusion.sigma_data, seed=arguments.seed, device=device, groups=seat.groups,
+    if arguments.members < 1 or arguments.batch < 0:
+        raise ValueError(
+            f"--members {arguments.members} must be 1 or more, --batch {arguments.batch} 0 (chosen) or more"
+        )
+    sampler, perturb = chosen(arguments)
+    trained, store = find_run(
+        arguments.run, arguments.checkpoint, arguments.weights, arguments.parallel, arguments.store
+    )
+    inits = init_times(arguments.init, store)
+    leads = kept_leads(arguments, trained.config.data.interval_h)
+    names = kept_channels(arguments.keep_channels, store.names)
+
+    def join(device: torch.device, timeout_s: float) -> None:
+        start(device, timeout_s)
+        if requests is not None:
+            requests.begin()
+
+    opened = take_seats(
+        trained, store, sampler=sampler, perturbation=perturb, boundary=arguments.boundary,
+        seed=arguments.seed, members=len(inits) * arguments.members, device=arguments.device, join=join,
     )  # fmt: skip
+    check_fields(opened.forecaster, inits, arguments.members, arguments.lead_h)
     plan = ForecastPlan(
         inits=inits,
-        lead_h=lead_h,
+        lead_h=leads,
         members=arguments.members,
-        names=store.names,
+        names=names,
         latitude_deg=tuple(store.latitude_deg.tolist()),
         longitude_deg=tuple(store.longitude_deg.tolist()),
         made={
-            "weights_sha256": digest(model, seat.groups.chain),
+            "weights_sha256": opened.weights_sha256,
             "data": store.fingerprint_id,
-            "interval_h": interval_h,
+            "interval_h": trained.config.data.interval_h,
             "seed": arguments.seed,
-            **{f"sampler_{name}": plain(value) for name, value in dataclasses.asdict(sampler).items()},
+            **settings("sampler", opened.sampler),
+            **(settings("perturb", perturb) if perturb.kind != "none" else {}),
+            **(settings("boundary", arguments.boundary) if arguments.boundary != BoundaryConfig() else {}),
         },
         about=about(arguments, store, trained.meta),
     )
-    with together(seat.groups.world):
-        writer = ForecastWriter(arguments.out, plan, arguments.overwrite) if seat.lead else None
-    return Ensemble(forecaster, plan, writer, arguments.batch)
+    with together(opened.seat.groups.world):
+        writer = ForecastWriter(arguments.out, plan, arguments.overwrite) if opened.seat.lead else None
+    batch = arguments.batch or choose_batch(len(inits), arguments.members, opened.replicas)
+    return Ensemble(opened.forecaster, plan, writer, batch, requests)
 
 
-def find_run(arguments: Arguments, rank: int = 0, world: int = 1) -> tuple[Trained, Store]:
-    """Find the run's checkpoint and the data; its configuration gets the layout and store of this forecast.
-
-    Each of `world` ranks checks a share of the checkpoint's files.
-
-    Raises:
-        ValueError: they do not exist, are damaged, or do not belong together.
-    """
-    path = find_checkpoint(arguments.run, arguments.checkpoint)
-    trained = find_trained(arguments.run, arguments.weights, path, rank, world)
-    data = dataclasses.replace(trained.config.data, store=arguments.store or trained.config.data.store)
-    config = dataclasses.replace(trained.config, data=data, parallel=arguments.parallel)
-    configs.check(config)
-    store = open_store(config)
-    check_fingerprint(trained.meta["fingerprint"], store)
-    return dataclasses.replace(trained, config=config), store
-
-
-def find_checkpoint(run: Path, name: str) -> Path | None:
-    """Return the checkpoint called `name`, or of so many images; None, the newest, if empty.
+def chosen(arguments: Arguments) -> tuple[SamplerConfig, PerturbationConfig]:
+    """Return sampler and perturbation: as asked for, or as calibrated.
 
     Raises:
-        ValueError: there is no such complete checkpoint; names those there are.
+        ValueError: both are asked for, or the run was not calibrated.
     """
-    if not name:
-        return None
-    found = checkpoint.complete(run / "checkpoints")
-    for path in found:
-        if name == path.name or (name.isdigit() and path.name.endswith(f"_{int(name):012d}")):
-            return path
-    there = ", ".join(path.name for path in found) or "none"
-    raise ValueError(f"{run} has no complete checkpoint {name}; there are: {there}")
+    if not arguments.calibrated:
+        return arguments.sampler, arguments.perturb
+    if (arguments.sampler, arguments.perturb) != (SamplerConfig(), PerturbationConfig()):
+        raise ValueError("--calibrated takes sampler and perturbation from the run: leave out their flags")
+    return calibrated.read(arguments.run, arguments.checkpoint, arguments.weights)
 
 
-def digest(model: nn.Module, chain: Group) -> str:
-    """Return 16 hexadecimal digits that depend on every weight, and not on how the network is cut.
+def kept_leads(arguments: Arguments, interval_h: int) -> tuple[int, ...]:
+    """Return the lead times that are written, in hours.
 
-    They are the sum of a hash of every tensor; crosses pp with 32 bytes.
+    Raises:
+        ValueError: they are no multiples of the interval, or the last is not among them.
     """
-    total = 0
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        total += int.from_bytes(hashlib.sha256(name.encode() + values.tobytes()).digest()[:8], "big")
-    words = torch.tensor([total >> shift & 0xFFFF for shift in range(0, 64, 16)])
-    sums = all_reduce(words, chain, "digests of the weights").tolist()
-    return f"{sum(word << shift for word, shift in zip(sums, range(0, 64, 16))) % 2**64:016x}"
+    last_h, every_h = arguments.lead_h, arguments.keep_every_h or interval_h
+    lead_times(last_h, interval_h)
+    if every_h < 0 or every_h % interval_h or last_h % every_h:
+        raise ValueError(
+            f"--keep-every-h {every_h} must be a multiple of the model's {interval_h} h and divide "
+            f"--lead-h {last_h}"
+        )
+    return tuple(range(0 if arguments.keep_initial else every_h, last_h + 1, every_h))
 
 
-def plain(value: Any) -> Any:
-    """Return a setting as it may stand in a file: infinity is no JSON number."""
-    return str(value) if value == float("inf") else value
+def kept_channels(asked: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the channels that are written, in the order of the store.
+
+    Raises:
+        ValueError: the store does not have one of them.
+    """
+    if unknown := [name for name in asked if name not in names]:
+        raise ValueError(f"--keep-channels {' '.join(unknown)}: the run has {' '.join(names)}")
+    return tuple(name for name in names if not asked or name in asked)
+
+
+def check_fields(forecaster: Forecaster, inits: tuple[str, ...], members: int, last_h: int) -> None:
+    """Check that perturbations and boundary fields of all init times can be made.
+
+    Raises:
+        ValueError: names the first that cannot.
+    """
+    times = [np.datetime64(init, "s") for init in inits]
+    if forecaster.perturbation is not None:
+        forecaster.perturbation.check(times, members)
+    if forecaster.boundary is not None:
+        forecaster.boundary.check(times, lead_times(last_h, forecaster.interval_h))
 
 
 def about(arguments: Arguments, store: Store, meta: dict[str, Any]) -> dict[str, Any]:
@@ -191,68 +222,6 @@ def about(arguments: Arguments, store: Store, meta: dict[str, Any]) -> dict[str,
     }
 
 
-def forecast(ensemble: Ensemble) -> None:
-    """Compute everything that is missing, with a progress line in evaluations of the network."""
-    per_step = ensemble.evaluations_per_step
-    left = per_step * ensemble.steps_left
-    total = max(left, per_step * ensemble.steps)
-    started, made = time.perf_counter(), 0
-    with progress_bar("rate") as bar:
-        task = bar.add_task("evaluations", total=total, completed=total - left, rate="")
-
-        def advance(evaluations: int) -> None:
-            nonlocal made
-            made += evaluations
-            per_s = made / (time.perf_counter() - started)
-            bar.update(task, advance=evaluations, rate=f"{per_s:.1f}/s, {per_s / per_step:.2f} steps/s")
-
-        ensemble.run(advance)
-
-
-def summary(arguments: Arguments, ensemble: Ensemble) -> dict[str, Any]:
-    """Return what would be computed, as plain data."""
-    plan, forecaster = ensemble.plan, ensemble.forecaster
-    per_step = ensemble.evaluations_per_step
-    return {
-        "run": str(arguments.run),
-        "images_seen": plan.about["images_seen"],
-        "weights": arguments.weights,
-        "store": str(forecaster.store.path),
-        "device": str(forecaster.device),
-        "ranks": ensemble.groups.dims.world,
-        "layout": str(ensemble.groups.dims),
-        "init_times": list(plan.inits),
-        "members": plan.members,
-        "batch": ensemble.batch,
-        "lead_h": list(plan.lead_h),
-        "channels": len(plan.names),
-        "seed": arguments.seed,
-        "sampler": {name: plain(value) for name, value in dataclasses.asdict(forecaster.sampler).items()},
-        "evaluations_per_step": per_step,
-        "evaluations": per_step * ensemble.steps,
-        "evaluations_left": per_step * ensemble.steps_left,
-        "output_bytes": plan.member_bytes * ensemble.steps,
-        "out": str(arguments.out),
-    }
-
-
-def print_summary(values: dict[str, Any]) -> None:
-    """Print what would be computed."""
-    table = Table(show_header=False, box=None)
-    for name, value in values.items():
-        if name == "sampler":
-            levels = f"{value['levels']} levels from {value['sigma_max']:g} to {value['sigma_min']:g}"
-            text = f"{value['solver']}, {levels}, {value['spacing']}"
-        elif isinstance(value, list) and len(value) > 4:
-            text = f"{len(value)}: {value[0]}, {value[1]} .. {value[-1]}"
-        elif isinstance(value, list):
-            text = ", ".join(map(str, value))
-        else:
-            text = f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(name.replace("_", " "), text)
-    console.print(table)
-
-
 def parse(argv: list[str]) -> Arguments:
     """Read the command line."""
     return tyro.cli(Arguments, args=argv, prog="python -m aeris.forecast", description=Arguments.__doc__)
@@ -268,31 +237,62 @@ def main() -> None:
         raise ValueError("--json goes with --dry-run")
     keep_freed_memory()
     export(ranks)
+    if arguments.dry_run:
+        show(arguments, ranks.rank == 0)
+        return
+    lead, run_dir = ranks.rank == 0, run_dir_of(arguments)
+    with ending(run_dir, lead) as end, Requests(run_dir, lead=lead) as requests:
+        end.run = ensemble = prepare(arguments, requests)
+        with parting(ensemble.groups.world, end):
+            make(arguments, ensemble)
+
+
+def run_dir_of(arguments: Arguments) -> Path:
+    """Return where the forecast says how it goes."""
+    return arguments.run_dir or arguments.out.with_name(arguments.out.name + ".job")
+
+
+def show(arguments: Arguments, lead: bool) -> None:
+    """Print what would be computed; a collective call."""
     ensemble = prepare(arguments)
-    if not arguments.dry_run:
-        make(arguments, ensemble)
-    elif not arguments.json:
-        print_summary(summary(arguments, ensemble))
-    elif ranks.rank == 0:
-        print(json.dumps(summary(arguments, ensemble)))
+    values = {"run": str(arguments.run), "weights": arguments.weights, **summary(ensemble)}
+    values |= {"out": str(arguments.out), "run_dir": str(run_dir_of(arguments))}
+    if not arguments.json:
+        print_summary(values)
+    elif lead:
+        print(json.dumps(values))
     barrier(ensemble.groups.world, "the end")
     finish()
     leave()
 
 
 def make(arguments: Arguments, ensemble: Ensemble) -> None:
-    """Make the forecast, or what is left of it, and say so."""
+    """Make the forecast, or what is left of it, and say so.
+
+    Raises:
+        Stopped: it was asked to stop, and has written what it had.
+    """
     plan, work, dims = ensemble.plan, ensemble.work, ensemble.groups.dims
     size = f"{len(plan.inits)} init times x {plan.members} members x {len(plan.lead_h)} lead times"
     if work.complete:
         console.print(f"{arguments.out} is there already ({size}); --overwrite makes it again")
         return
-    done = f"; going on, {work.steps_done} of {ensemble.steps} are done" if work.steps_done else ""
+    there = ensemble.steps - ensemble.steps_left
+    done = f"; going on, {there:,} of {ensemble.steps:,} steps of a member are done" if there else ""
     ranks = f" on {dims.world} ranks ({dims}), {describe()}" if dims.world > 1 else ""
-    console.print(f"{arguments.out}: {size}{ranks}{done}")
-    started = time.perf_counter()
-    forecast(ensemble)
-    console.print(f"finished in {time.perf_counter() - started:.0f} s; score it with")
+    console.print(f"{arguments.out}: {size}{ranks}{done}", markup=False)
+    log_file = None
+    with together(ensemble.groups.world):
+        if ensemble.writer is not None:
+            run_dir_of(arguments).mkdir(parents=True, exist_ok=True)
+            log_file = run_dir_of(arguments) / "log.jsonl"
+    with progress_bar("rate") as bar, RunLog(log_file, ensemble.images_seen) as log:
+        ensemble.run(Progress(ensemble, bar, log).advance)
+        shares = ensemble.throughput.shares(ensemble.groups.world) if work.pieces else {}
+        log.write(record(ensemble) | {f"share_{kind}": share for kind, share in shares.items()})
+    account = ensemble.throughput
+    speed = f"{account.member_days_per_h:.3g} member-days/h; {in_words(shares)}" if shares else ""
+    console.print(f"finished in {account.elapsed_s:.0f} s, {speed}; score it with", markup=False)
     console.print(f"  python -m aeris.evaluate {arguments.out} --truth {ensemble.forecaster.store.path}")
 
 

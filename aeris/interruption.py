@@ -156,11 +156,13 @@ class Requests:
 
     def obeyed(self, images_seen: int) -> Stopped:
         """Make the error that ends a run which was asked to stop, and has saved."""
+        return self.stopped(f"at image {images_seen:,}, checkpoint saved")
+
+    def stopped(self, where: str) -> Stopped:
+        """Make the error that ends a program which was asked to stop; `where` says how far it came."""
         if self._lead:
             self._remove_file()
-        return Stopped(
-            f"stopped by {self._why} at image {images_seen:,}, checkpoint saved; the same command goes on"
-        )
+        return Stopped(f"stopped by {self._why} {where}; the same command goes on")
 
     def _remove_file(self) -> None:
         try:

@@ -5,7 +5,8 @@
 
 Every rank takes the same steps with its own tokens; only the network makes them depend on those of others.
 States stay in physical units and float32 from step to step, as they are written, so a forecast that goes on
-from disk is the one that was never stopped. Noise is keyed by (seed, init time, member, step, draw).
+from disk is the one that was never stopped. Noise is keyed by (seed, init time, member, step, draw). Members
+start from the analysis or near it (aeris/perturbation.py); boundary fields may be prescribed (boundary.py).
 
 Shapes: B = M members, N windows, T tokens per window, C channels, F forcings, Y rows, X columns.
 """
@@ -18,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aeris.boundary import Boundary
 from aeris.data.forcing import Forcing
 from aeris.data.normalize import Normalizer
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, sample
+from aeris.perturbation import Perturbation
 from swipe import noise
 from swipe.collectives import AgreedError, agree
 from swipe.groups import Groups, make_groups
@@ -45,6 +48,8 @@ class Forecaster:
         seed: first part of every noise key.
         device: where to compute.
         groups: the ranks that forecast together; this process alone by default.
+        perturbation: makes the members' initial states; without, all start from the analysis.
+        boundary: sets fields after every step; without, all are the network's.
 
     Raises:
         ValueError: no statistics for the interval, or no static fields.
@@ -62,11 +67,14 @@ class Forecaster:
         seed: int = 0,
         device: torch.device | str = "cpu",
         groups: Groups | None = None,
+        perturbation: Perturbation | None = None,
+        boundary: Boundary | None = None,
     ) -> None:
         self.network, self.layout, self.store, self.interval_h = network, layout, store, interval_h
         self.sampler, self.sigma_data, self.seed = sampler, sigma_data, seed
         self.device = torch.device(device)
         self.groups = groups or make_groups(ParallelDims(), 0, self.device)
+        self.perturbation, self.boundary = perturbation, boundary
         self._normalizer = Normalizer(store.statistics, interval_h)
         self._forcing = Forcing(store, interval_h)
         self._tokens_NT = layout.tokens_NT.to(self.device)
@@ -75,14 +83,34 @@ class Forecaster:
         if store.masks:
             self._valid_NTC = torch.from_numpy(store.valid_windows(layout.shard)).to(self.device)
 
-    def state(self, init: np.datetime64, members: int) -> Tensor:
-        """Read the state at an init time, the same for every member: float32 [B, N, T, C], physical units.
+    @torch.no_grad()
+    def state(self, init: np.datetime64, members: Sequence[int]) -> Tensor:
+        """Make the members' states at an init time: float32 [B, N, T, C], physical units.
+
+        Without a perturbation it is the analysis for all. All ranks of a replica call it with the same
+        members, which may be none.
 
         Raises:
-            StoreError: the store does not have the time; names the nearest.
+            ValueError: the store does not have the time (names the nearest), or no such perturbation.
         """
         x_NTC = torch.from_numpy(self.store.read_windows(self.store.index_of(init), self.layout.shard))
-        return x_NTC.to(self.device).expand(members, -1, -1, -1)
+        x_NTC = x_NTC.to(self.device)
+        if self.perturbation is None:
+            return x_NTC.expand(len(members), -1, -1, -1)
+        return self.perturbation.states(x_NTC, init, members, self.step)
+
+    def start_of(self, init: np.datetime64, members: Sequence[int]) -> Tensor | None:
+        """Make the states at the init time again if the boundary fields depend on them; else None."""
+        needed = self.boundary is not None and self.boundary.needs_start
+        return self.state(init, members) if needed else None
+
+    def bounded(
+        self, x_BNTC: Tensor, init: np.datetime64, lead_h: int, start_BNTC: Tensor | None = None
+    ) -> Tensor:
+        """Set the prescribed fields of states that are valid `lead_h` hours after `init`: [B, N, T, C]."""
+        if self.boundary is None or not len(x_BNTC):
+            return x_BNTC
+        return self.boundary.apply(x_BNTC, init, lead_h, start_BNTC)
 
     @torch.no_grad()
     def step(self, x_BNTC: Tensor, init: np.datetime64, step: int, members: Sequence[int]) -> Tensor:
@@ -116,6 +144,23 @@ class Forecaster:
         return x_BNTC if self._valid_NTC is None else torch.where(self._valid_NTC, x_BNTC, 0.0)
 
 
+@torch.no_grad()
+def ahead(
+    forecaster: Forecaster,
+    x_BNTC: Tensor,
+    init: np.datetime64,
+    lead_h: int,
+    members: Sequence[int],
+    start_BNTC: Tensor | None = None,
+) -> Tensor:
+    """Go from the states of the interval before to those at `lead_h`, boundary fields set: [B, N, T, C].
+
+    The ranks of a replica call it together; other replicas may be elsewhere.
+    """
+    step = lead_h // forecaster.interval_h
+    return forecaster.bounded(forecaster.step(x_BNTC, init, step, members), init, lead_h, start_BNTC)
+
+
 def rollout(
     forecaster: Forecaster,
     init: np.datetime64,
@@ -123,12 +168,12 @@ def rollout(
     lead_h: int,
     start: tuple[int, Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Forecast autoregressively, yielding every interval up to `lead_h`. All ranks iterate.
+    """Forecast autoregressively, yielding every interval up to `lead_h`. All ranks iterate in step.
 
     Args:
-        init: init time; its state is read from the store.
+        init: init time; its state is read from the store. Replicas may have different ones.
         members: numbers of the members to compute together, alike on all ranks of a replica; may be none.
-        lead_h: last lead time in hours.
+        lead_h: last lead time in hours, the same on all ranks.
         start: go on from a lead time in hours and its state [B, N, T, C], not from the init time.
 
     Yields:
@@ -140,17 +185,16 @@ def rollout(
             whatever rank.
     """
     every_h = forecaster.interval_h
-    last = len(lead_times(lead_h, every_h))
-    if start is None:
-        first, x_BNTC = 0, forecaster.state(init, len(members))
-    else:
-        first, x_BNTC = start[0] // every_h, start[1].to(forecaster.device)
-    for step in range(first + 1, last + 1):
-        x_BNTC = forecaster.step(x_BNTC, init, step, members)
-        error = not_finite(x_BNTC, forecaster, init, members, step * every_h)
+    lead_times(lead_h, every_h)
+    begun_h, x_BNTC = start or (0, forecaster.state(init, members))
+    x_BNTC = x_BNTC.to(forecaster.device)
+    start_BNTC = forecaster.start_of(init, members) if start else x_BNTC
+    for now_h in range(begun_h + every_h, lead_h + 1, every_h):
+        x_BNTC = ahead(forecaster, x_BNTC, init, now_h, members, start_BNTC)
+        error = not_finite(x_BNTC, forecaster, init, members, now_h)
         if error := agree(forecaster.groups.world, error):
             raise AgreedError(error)
-        yield step * every_h, x_BNTC
+        yield now_h, x_BNTC
 
 
 def lead_times(last_h: int, interval_h: int) -> tuple[int, ...]:

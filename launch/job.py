@@ -128,8 +128,12 @@ def _run_dir(own: Path | None, words: Sequence[str]) -> Path:
 
 
 def keeps_record(words: Sequence[str]) -> bool:
-    """Tell whether a program leaves a record and last words, and saves when it is asked to stop."""
-    return words[0] in RUNS and "--dry-run" not in words
+    """Tell whether a program leaves a record and last words, and saves when it is asked to stop.
+
+    A forecast does so in the directory it is given; without, it does so where this job does not look.
+    """
+    told = words[0] == "aeris.forecast" and layouts.flag(words, "run-dir") is not None
+    return (words[0] in RUNS or told) and "--dry-run" not in words
 
 
 class Job:

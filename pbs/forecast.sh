@@ -5,7 +5,8 @@
 #       pbs/forecast.sh
 #
 # Settings (qsub -v NAME=VALUE,...): RUN_DIR, OUT, FLAGS (flags of aeris.forecast, by blanks; --init and --lead-h
-# are needed, --members is worth a thought), NODES (more share the members), VENV, ARCHIVE.
+# are needed, --members is worth a thought), NODES (more share members and init times), MARGIN_S (it stops so long
+# before its time is up, with everything written), VENV, ARCHIVE.
 #PBS -N forecast
 #PBS -q debug
 #PBS -l select=1
@@ -20,6 +21,6 @@ export NODES="${NODES:-1}"
 # shellcheck source=pbs/env/alcf-aurora.sh
 source pbs/env/alcf-aurora.sh
 read -r -a flags <<<"${FLAGS:?flags of aeris.forecast, at least --init and --lead-h}"
-exec python -m launch job --machine alcf-aurora --nodes "$NODES" --run-dir "${OUT:?where to}.job" \
-    --stage "${ARCHIVE:-}" -- \
-    aeris.forecast "${RUN_DIR:?the run directory}" --out "$OUT" "${flags[@]}"
+exec python -m launch job --machine alcf-aurora --nodes "$NODES" --stage "${ARCHIVE:-}" \
+    --margin-s "${MARGIN_S:-180}" -- \
+    aeris.forecast "${RUN_DIR:?the run directory}" --out "${OUT:?where to}" --run-dir "$OUT.job" "${flags[@]}"

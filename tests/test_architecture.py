@@ -25,18 +25,17 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MAX_FILE_LINES, MAX_MEDIAN_LINES, MAX_FUNCTION_LINES, MAX_MODULE_DOCSTRING = 400, 170, 60, 12
 
+DATA_PROGRAMS = tuple(f"aeris.data.{name}" for name in ("__main__", "convert", "speedy.__main__"))
 PROGRAMS = (
     *("aeris.train", "aeris.replay", "aeris.forecast", "aeris.evaluate", "aeris.plan", "aeris.probe"),
-    *("aeris.data.convert", "aeris.data.speedy"),
+    *("aeris.calibrate", "aeris.published", *DATA_PROGRAMS),
     *("aeris.aurora.finetune", "aeris.aurora.compare", "aeris.aurora.validate"),
 )
 # Aurora's model knows nothing beside itself; what trains and judges it may use the rest of the house.
 ABOVE_AURORA = ("aeris.aurora.training", *(name for name in PROGRAMS if name.startswith("aeris.aurora.")))
 # What a package may import of ours beside itself. A program inside a wing may also use aeris.log.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "swipe": (),
-    "launch": (),
-    "aeris.config": (),
+    **dict.fromkeys(("swipe", "launch", "aeris.config"), ()),
     "aeris.model": ("aeris.config",),
     "aeris.aurora": ("aeris.config",),
     "aeris.data": ("aeris.config", "swipe.windows"),
@@ -44,7 +43,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "aeris.scores": ("aeris.config", "aeris.data.variables"),
     "aeris.planning": ("aeris", "launch.layouts", "swipe"),
 }
-SPEAKERS = ("aeris.data.convert", "aeris.data.speedy", "aeris.diffusion.sampler")
+SPEAKERS = (*DATA_PROGRAMS, "aeris.data.commands", "aeris.diffusion.sampler")
 # Inside swipe a file imports only from rows above its own.
 SWIPE_ROWS = (
     ("windows", "mesh", "backend", "noise", "schedule", "stages", "sharding", "checkpoint_errors"),
@@ -132,7 +131,7 @@ def guest_list(modules: list[Module]) -> Iterator[str]:
         for package, allowed in MAY_IMPORT.items():
             if not within(module.name, package) or not module.packaged or within(module.name, *ABOVE_AURORA):
                 continue
-            extra = ("aeris.log",) if module.name in SPEAKERS else ()
+            extra = ("aeris.log", "launch.rank") if within(module.name, *SPEAKERS) else ()
             for target in sorted(module.imports):
                 if within(target, *PACKAGES) and not within(target, package, *allowed, *extra):
                     yield f"{module.path} imports {target}; {package} may import only {[package, *allowed]}"

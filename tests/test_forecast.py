@@ -21,11 +21,14 @@ import torch
 from aeris import config as configs
 from aeris import forecast
 from aeris.config import DiffusionConfig, ModelConfig, RunConfig
+from aeris.data.forecast_members import read_progress
 from aeris.data.forecasts import open_forecast
 from aeris.data.store import Store, packaged_sample
+from aeris.interruption import Requests, Stopped
 from aeris.model.initialise import initialise
 from aeris.parallelize import build_model, make_layout
 from aeris.restore import channel_counts
+from launch.job import keeps_record
 from swipe import checkpoint
 
 FAST = ("--sampler.levels", "2", "--batch", "2")
@@ -129,6 +132,43 @@ def test_dry_run_writes_nothing_and_counts(run_dir: Path, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_thinned_output_with_perturbed_starts(run_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    words = (run_dir, "--init", "2000-06-01T00", "--lead-h", 24, "--members", 2, *FAST)
+    call(monkeypatch, *words, "--out", tmp_path / "all.zarr", "--keep-initial")
+    thin = ("--keep-every-h", 12, "--keep-channels", "z500", "t2m", "--keep-initial")
+    call(monkeypatch, *words, "--out", tmp_path / "thin", *thin)
+    found = open_forecast(tmp_path / "thin")
+    names = Store(packaged_sample()).names
+    kept = [names.index(name) for name in found.names]
+    assert found.lead_h.tolist() == [0, 12, 24] and set(found.names) == {"t2m", "z500"}
+    np.testing.assert_array_equal(
+        everything(tmp_path / "thin"), everything(tmp_path / "all.zarr")[:, ::2, :, kept]
+    )
+    noisy = ("--perturb.kind", "noise", "--perturb.amplitude", 0.5)
+    call(monkeypatch, *words, "--out", tmp_path / "noisy.zarr", "--keep-initial", *noisy)
+    change = everything(tmp_path / "noisy.zarr")[0, 0] - everything(tmp_path / "all.zarr")[0, 0]
+    assert change.std(axis=(2, 3)).min() > 0 and not np.array_equal(change[0], change[1])
+    assert open_forecast(tmp_path / "noisy.zarr").attrs["perturb_amplitude"] == 0.5
+
+
+def test_a_stopped_program_says_so_and_goes_on(run_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    out, beside = tmp_path / "f.zarr", tmp_path / "f.zarr.job"
+    words = (run_dir, *ONE, "--members", 4, "--out", out, *FAST)
+    with monkeypatch.context() as patch:
+        patch.setattr(Requests, "wishes", lambda self: (1.0, 0.0))
+        with pytest.raises(Stopped, match="after a step, everything written .2 of 4 steps"):
+            call(monkeypatch, *words)
+    said = json.loads((beside / "ended.json").read_text())
+    assert (said["status"], said["images_seen"]) == (75, 2) and "goes on" in capsys.readouterr().err
+    call(monkeypatch, *words)
+    assert "going on, 2 of 4 steps of a member are done" in capsys.readouterr().out
+    assert json.loads((beside / "ended.json").read_text())["status"] == 0
+    records = [json.loads(line) for line in (beside / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["images_seen"] == 4 and records[-1]["share_network"] > 0
+    assert keeps_record(["aeris.forecast", "run", "--run-dir", str(beside)])
+    assert not keeps_record(["aeris.forecast", "run"])
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -136,6 +176,14 @@ def test_dry_run_writes_nothing_and_counts(run_dir: Path, tmp_path: Path, monkey
         (("--init", "soon"), "'soon' is not a time"),
         (("--lead-h", 20), "no multiple of the model's 6 h: take 18 or 24"),
         (("--members", 0), "must be 1 or more"),
+        (
+            ("--keep-every-h", 4),
+            "--keep-every-h 4 must be a multiple of the model's 6 h and divide --lead-h 6",
+        ),
+        (("--keep-every-h", 12), "and divide --lead-h 6"),
+        (("--keep-channels", "z500", "z1"), "--keep-channels z1: the run has t2m "),
+        (("--calibrated",), "leave out their flags"),
+        (("--calibrated", "--sampler.levels", 19), "is not calibrated"),
         (("--sampler.sigma-min", 0.02), "trained from 0.05 to 200 only"),
         (("--checkpoint", "300"), "no complete checkpoint 300; there are: images_000000000100, images_"),
         (("--device", "abacus"), "--device abacus is not available"),
@@ -177,16 +225,19 @@ def test_killed_forecast_goes_on_with_the_same_command(run_dir: Path, tmp_path: 
     out = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "aeris.forecast", *words, "--out", str(out)]
     progress = tmp_path / "killed.zarr.partial" / "progress.json"
+
+    def steps() -> int:
+        return int(read_progress(progress.parent)[1].sum()) if progress.exists() else 0
+
     process = subprocess.Popen(command, cwd=Path(forecast.__file__).parents[1], stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        if progress.exists() and sum(map(sum, json.loads(progress.read_text())["leads_done"])) >= 6:
+        if steps() >= 6:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.005)
     assert process.wait(60) == -signal.SIGKILL
     assert not out.exists()
-    done = sum(map(sum, json.loads(progress.read_text())["leads_done"]))
-    assert 6 <= done < 64
+    assert 6 <= steps() < 64
     call(monkeypatch, *words, "--out", out)
     np.testing.assert_array_equal(everything(out), everything(tmp_path / "whole.zarr"))
 

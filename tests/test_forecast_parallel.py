@@ -22,16 +22,16 @@ import torch.distributed as dist
 from aeris import config as configs
 from aeris import forecast, train
 from aeris.config import DiffusionConfig, ModelConfig, RunConfig, TrainConfig
-from aeris.data.forecasts import ForecastWriter, open_forecast
+from aeris.data.forecasts import MemberWriter, open_forecast
 from aeris.data.store import Store, packaged_sample
-from aeris.ensemble import share_out
 from aeris.model.initialise import initialise
-from aeris.parallelize import build_model, make_layout
+from aeris.parallelize import build_model, choose_degrees, make_layout
+from aeris.pieces import share_out
 from aeris.restore import channel_counts
 from swipe import checkpoint
 from swipe.collectives import AgreedError
 from swipe.groups import make_groups
-from swipe.images import Images
+from swipe.images import Images, total
 from swipe.mesh import ParallelDims
 from swipe.windows import WindowGrid
 from tests.harness import ROOT, run_distributed
@@ -87,14 +87,14 @@ def prepare(argv: list[str]):
 def make(argv: list[str], stop_after: int = -1) -> int:
     """Make a forecast, and let rank 0 die after so many writes; return the evaluations counted."""
     if stop_after >= 0 and dist.get_rank() == 0:
-        write, left = ForecastWriter.write, [stop_after]
+        write, left = MemberWriter.write, [stop_after]
 
-        def dying(self: ForecastWriter, *args: object) -> None:
+        def dying(self: MemberWriter, *args: object) -> None:
             left[0] -= 1
             assert left[0] >= 0, "killed"
             write(self, *args)  # type: ignore[arg-type]
 
-        ForecastWriter.write = dying  # type: ignore[method-assign]
+        MemberWriter.write = dying  # type: ignore[method-assign]
     evaluations: list[int] = []
     prepare(argv).run(evaluations.append)
     return sum(evaluations)
@@ -242,7 +242,7 @@ def test_a_layout_that_cannot_work_is_refused_before_ranks_meet(
 def test_degrees_are_chosen_with_members_first(run_dir: Path) -> None:
     config = configs.load(run_dir / "config.json")
     chosen = {
-        (world, members): str(forecast.choose_degrees(config, world, members))
+        (world, members): str(choose_degrees(config, world, members))
         for world, members in [(4, 8), (8, 8), (16, 8), (4, 1), (3, 8), (6, 8)]
     }
     assert chosen == {
@@ -260,29 +260,34 @@ def test_members_are_shared_out() -> None:
     assert share_out(range(2), 3) == [range(1), range(1, 2), range(2, 2)]
 
 
-def there_and_back(dims: ParallelDims, counts: list[int]) -> list[torch.Tensor] | None:
-    """Deal images out, check every token, change it, and collect the images again, twice."""
+def there_and_back(dims: ParallelDims, counts: list[int]) -> tuple[int, int]:
+    """Deal images out, check every token, change it, and collect the images again, twice; sum over them.
+
+    Replicas do so one after the other: none needs the others.
+    """
     groups = make_groups(dims, dist.get_rank(), torch.device("cpu"))
     images = Images(WindowGrid(8, 8, 4), groups)
     at = dims.coordinate(groups.rank)
-
-    def read(replica: int) -> torch.Tensor:
-        image = torch.arange(64).view(1, 1, 8, 8) + 1000 * torch.arange(3).view(1, 3, 1, 1) + 1e5 * replica
-        return image + 1e4 * torch.arange(counts[replica]).view(-1, 1, 1, 1)
-
-    x_BNTC = images.deal(read, counts, 3)
+    for replica in range(dims.dp):
+        if replica == at.dp:
+            check_images(images, counts[at.dp], at.dp)
+        dist.barrier()
     tokens_NT = images.tokens_NT(dims.place(groups.rank))
-    expected = tokens_NT[None, ..., None] + 1000 * torch.arange(3) + 1e5 * at.dp
-    assert torch.equal(x_BNTC, expected + 1e4 * torch.arange(counts[at.dp]).view(-1, 1, 1, 1))
-    got = [list(images.collect(x_BNTC * factor, counts)) for factor in (1, 2)]
-    dist.barrier()  # rank 0 has what was sent
-    if groups.rank != 0:
-        assert got == [[], []]
-        return None
-    assert [replica for replica, _ in got[0]] == [replica for replica, count in enumerate(counts) if count]
-    for once, twice in zip(*got):
-        assert torch.equal(once[1], read(once[0])) and torch.equal(twice[1], 2 * read(twice[0]))
-    return [image for _, image in got[0]]
+    return int(total(tokens_NT.sum(), groups)), int(images.lead)
+
+
+def check_images(images: Images, count: int, replica: int) -> None:
+    image = torch.arange(64).view(1, 1, 8, 8) + 1000 * torch.arange(3).view(1, 3, 1, 1) + 1e5 * replica
+    x_BCYX = image + 1e4 * torch.arange(count).view(-1, 1, 1, 1)
+    x_BNTC = images.deal(x_BCYX if images.lead else None, count, 3)
+    tokens_NT = images.tokens_NT(images.dims.place(images.groups.rank))
+    expected = tokens_NT[None, ..., None] + 1000 * torch.arange(3) + 1e5 * replica
+    assert torch.equal(x_BNTC, expected + 1e4 * torch.arange(count).view(-1, 1, 1, 1))
+    for factor in (1, 2):
+        got = images.collect(x_BNTC * factor)
+        assert (got is not None) == images.lead
+        assert got is None or torch.equal(got, factor * x_BCYX)
+    images.wait()
 
 
 @pytest.mark.parametrize(
@@ -295,7 +300,8 @@ def there_and_back(dims: ParallelDims, counts: list[int]) -> list[torch.Tensor] 
     ],
 )
 def test_images_come_together_token_by_token(dims: ParallelDims, counts: list[int]) -> None:
-    assert len(run_distributed(there_and_back, dims.world, dims, counts)[0]) == len([n for n in counts if n])
+    sums, leads = zip(*run_distributed(there_and_back, dims.world, dims, counts))
+    assert set(sums) == {64 * 63 // 2} and sum(leads) == dims.dp
 
 
 BESIDE = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

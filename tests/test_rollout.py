@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from aeris.data.forcing import Forcing
-from aeris.data.forecasts import ForecastPlan, ForecastWriter, open_forecast
+from aeris.data.forecasts import ForecastPlan, ForecastWriter, MemberWriter, open_forecast
 from aeris.data.statistics import Statistics
 from aeris.diffusion.sampler import SamplerConfig, noise_levels
 from aeris.ensemble import Ensemble, init_times
@@ -293,19 +293,19 @@ def test_a_stopped_ensemble_ends_bit_for_bit_as_one_that_was_not(
         make_ensemble(make(mixing), path).run()
 
     run(tmp_path / ("whole" + Path(name).suffix))
-    write = ForecastWriter.write
+    write = MemberWriter.write
     for stop in stops:
         left = [stop]
 
-        def dying(self: ForecastWriter, *args: object, left: list[int] = left) -> None:
+        def dying(self: MemberWriter, *args: object, left: list[int] = left) -> None:
             left[0] -= 1
             if left[0] < 0:
-                raise KeyboardInterrupt
+                raise RuntimeError("killed")
             write(self, *args)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch:
-            patch.setattr(ForecastWriter, "write", dying)
-            with pytest.raises(KeyboardInterrupt):
+            patch.setattr(MemberWriter, "write", dying)
+            with pytest.raises(RuntimeError, match="killed"):
                 run(tmp_path / name)
         assert not (tmp_path / name).exists()
     run(tmp_path / name)
