@@ -22,16 +22,16 @@ from rich import box
 from rich.table import Table
 
 from aeris import calibrated
-from aeris.boundary import BoundaryConfig
 from aeris.calibration_picture import plot_calibration
 from aeris.config import ParallelConfig
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, nfe
-from aeris.ensemble import init_times
-from aeris.forecasting import Opened, find_run, take_seats
+from aeris.forecasting.boundary import BoundaryConfig
+from aeris.forecasting.ensemble import init_times
+from aeris.forecasting.opening import Opened, find_run, take_seats
+from aeris.forecasting.perturbation import PerturbationConfig
+from aeris.forecasting.rollout import lead_times
 from aeris.log import console, progress_bar, run_program, speaker
-from aeris.perturbation import PerturbationConfig
-from aeris.rollout import lead_times
 from aeris.scores.display import headline_channels
 from aeris.scores.plots.figure import NoMatplotlib
 from aeris.sweep import MOST_WORSE, Changes, Search, Settings, Trial, most_trials, read_sweep

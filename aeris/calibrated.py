@@ -12,8 +12,8 @@ from typing import Any
 
 from aeris.config import from_dict
 from aeris.diffusion.sampler import SamplerConfig
-from aeris.forecasting import find_checkpoint
-from aeris.perturbation import PerturbationConfig
+from aeris.forecasting.opening import find_checkpoint
+from aeris.forecasting.perturbation import PerturbationConfig
 from swipe import checkpoint as checkpoints
 
 CALIBRATION, VERSION = "calibration.json", 1

@@ -121,9 +121,12 @@ def evaluate(config: EvaluateConfig, crew: Crew | None = None) -> Scorecard | No
         with crew.together():
             scoring = job.scoring(usual)
         _collect(job, scoring, parts, crew, advance)
-        if crew.rank:
-            return None
-        outcome = _conclude(job, scoring, parts, advance)
+        outcome: _Outcome | None = None
+        with crew.together():
+            if crew.rank == 0:
+                outcome = _conclude(job, scoring, parts, advance)
+    if outcome is None:
+        return None
     _say(job, outcome)
     return outcome.card
 

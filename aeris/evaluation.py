@@ -30,6 +30,7 @@ from aeris.scores.matching import match
 from aeris.scores.parts import Parts
 from aeris.scores.rivals import Judged, read_judged
 from aeris.scores.scoring import EVENT_CHANNELS, Labels, Options, Scoring
+from aeris.scores.slots import draw_times
 from aeris.scores.winds import PickedStore, components
 
 SAMPLE_TITLE = "SPEEDY perfect-model experiment"
@@ -57,6 +58,9 @@ class EvaluateConfig:
     climatology: str = "build"
     """build = from the training period of the truth; none; another store, for its training period; or a file:
     ours, or one of WeatherBench 2."""
+    climatology_members: int = 0
+    """Members drawn from the times of a climatology that is built, for each valid time: the probabilistic
+    climatology, whose CRPS a forecast has to beat. As many fields are read each time; 0 leaves it out."""
     quantiles: tuple[float, ...] = QUANTILES
     """Quantiles of the climatology beyond which a value is an event; none leaves events out."""
     against: tuple[str, ...] = ()
@@ -124,6 +128,7 @@ class Evaluation:
         self.table_leads = [_position(lead_h, hours, "lead time (h)") for hours in shown_h]
         self.period = self.truth.statistics.train_period
         self.source = self._climatology_store()
+        self._check_members()
         self.rivals = [_rival(text) for text in config.against]
         self.opened = self._open_climatology()
         self.labels = Labels(
@@ -145,7 +150,7 @@ class Evaluation:
             notes.append(
                 f"{inside} of {len(self.pair.inits)} forecasts lie in the training period {start} .. {end}"
             )
-        if self.opened is not None and (seen := self.opened.about.inside(self.pair.truth_times)):
+        if seen := self._seen_by_climatology():
             notes.append(
                 f"{seen} valid times lie in the period of the climatology, which makes it look better"
             )
@@ -153,6 +158,27 @@ class Evaluation:
             notes.append(f"no events: {self.config.climatology} has no quantiles")
         few = self._few_samples()
         return tuple([*notes, few] if few else notes)
+
+    def _check_members(self) -> None:
+        """Refuse members of climatology that cannot be drawn."""
+        members = self.config.climatology_members
+        if not members:
+            return
+        if members < 2 or self.build is None:
+            raise ValueError(
+                f"--climatology-members {members} must be 2 or more, from a climatology that is built "
+                f"(--climatology build, or a store), not {self.config.climatology}"
+            )
+        if members > self.fewest_samples:
+            raise ValueError(
+                f"--climatology-members {members}: the climatology has {self.fewest_samples} times of a kind"
+            )
+
+    def _draw(self, valid: np.datetime64) -> Fields:
+        """Return the members [M, C, Y, X] of the probabilistic climatology."""
+        assert self.build is not None
+        numbers = draw_times(self.build.samples, valid, self.config.climatology_members)
+        return np.stack([self.build.store.read(int(number)) for number in numbers])
 
     def _climatology_store(self) -> Store | None:
         """Return the store whose training period the climatology is built from, if it is built."""
@@ -201,7 +227,7 @@ class Evaluation:
         if self.source is None:
             return None
         return Build(
-            PickedStore(self.source, self.pair.names),
+            PickedStore("climatology's store", self.source, self.pair.names),
             self.source.statistics.train_period,
             needed_slots(self.usual_times),
             tuple(range(len(self.pair.names))),
@@ -231,12 +257,17 @@ class Evaluation:
         times = self.pair.truth_times
         return int(((times >= start) & (times <= end)).sum())
 
+    @cached_property
+    def fewest_samples(self) -> int:
+        """The number of times of the slot of the climatology that has the fewest; 0 if none is built."""
+        build = self.build
+        return min(len(build.samples.of(build.kind(slot))[0]) for slot in build.slots) if build else 0
+
     def _few_samples(self) -> str:
         """Say which quantiles have hardly a sample beyond them, or nothing."""
         if self.build is None or not self.quantiles:
             return ""
-        samples = self.build.samples
-        count = min(len(samples.of(self.build.kind(slot))[0]) for slot in self.build.slots)
+        count = self.fewest_samples
         far = [q for q in self.quantiles if count * min(q, 1 - q) < FEWEST_BEYOND]
         if not far:
             return ""
@@ -273,7 +304,10 @@ class Evaluation:
         for place, picked in enumerate(self.pair.truth_picked.places):
             if len(picked) == 1:
                 std_C[place] = self.truth.statistics.std_C[picked[0]]
-        options = Options(std_C, self.quantiles, self.more(usual), self.config.threads, not self.long)
+        members = self.config.climatology_members
+        drawn = self._draw if members else None
+        rest = (self.more(usual), self.config.threads, not self.long)
+        options = Options(std_C, self.quantiles, members, drawn, *rest)
         return Scoring(self.pair, self.labels, usual, options)
 
     def more(self, usual: Climatology | None) -> dict[str, Collector[Any]]:
@@ -297,6 +331,7 @@ class Evaluation:
             "valid": pair.valid_IJ.tolist(),
             "weights": config.weights,
             "climatology": [config.climatology, self.source.fingerprint_id if self.source else ""],
+            "climatology_members": config.climatology_members,
             "quantiles": self.quantiles,
             "more": [self.long, self.case[0] if self.long else 0, config.tracks],
         }
@@ -332,7 +367,8 @@ class Evaluation:
         pair = self.pair
         steps = pair.valid_IJ.size
         field_bytes = 4 * self.truth.rows * self.truth.cols
-        truth_reads = steps + len(pair.inits) + self.climatology_reads
+        drawn = self.config.climatology_members
+        truth_reads = steps * (1 + drawn) + len(pair.inits) + self.climatology_reads
         made_of = len(self.truth.names) + len(pair.names)
         init, lead = self.case
         return {
@@ -350,7 +386,7 @@ class Evaluation:
             "event_quantiles": list(self.quantiles),
             "forecast_bytes": steps * self.forecast.members * field_bytes * len(self.forecast.names),
             "truth_bytes": truth_reads * field_bytes * len(self.truth.names),
-            "memory_bytes": (self.forecast.members + 2) * field_bytes * made_of,
+            "memory_bytes": (self.forecast.members + drawn + 2) * field_bytes * made_of,
             "against": [rival.name for rival in self.rivals],
             "maps_of": f"init {pair.inits[init]}, lead {pair.lead_h[lead]} h",
             "out": str(self.out),

@@ -24,21 +24,21 @@ import torch
 import tyro
 
 from aeris import calibrated
-from aeris.boundary import BoundaryConfig
 from aeris.config import ParallelConfig
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig
-from aeris.ensemble import Ensemble, init_times
-from aeris.forecast_report import Progress, print_summary, record, settings, summary
-from aeris.forecasting import find_run, take_seats
+from aeris.forecasting.boundary import BoundaryConfig
+from aeris.forecasting.ensemble import Ensemble, init_times
+from aeris.forecasting.opening import find_run, take_seats
+from aeris.forecasting.perturbation import PerturbationConfig
+from aeris.forecasting.portions import choose_batch
+from aeris.forecasting.report import Progress, print_summary, record, settings, summary
+from aeris.forecasting.rollout import Forecaster, lead_times
+from aeris.forecasting.throughput import in_words
 from aeris.interruption import Requests
 from aeris.log import RunLog, console, progress_bar, run_program, speaker
-from aeris.perturbation import PerturbationConfig
-from aeris.pieces import choose_batch
-from aeris.rollout import Forecaster, lead_times
 from aeris.run_directory import ending, parting
-from aeris.throughput import in_words
 from launch.rank import discover, export, leave
 from swipe.backend import describe, finish, keep_freed_memory, start
 from swipe.collectives import barrier, together
@@ -288,7 +288,7 @@ def make(arguments: Arguments, ensemble: Ensemble) -> None:
             log_file = run_dir_of(arguments) / "log.jsonl"
     with progress_bar("rate") as bar, RunLog(log_file, ensemble.images_seen) as log:
         ensemble.run(Progress(ensemble, bar, log).advance)
-        shares = ensemble.throughput.shares(ensemble.groups.world) if work.pieces else {}
+        shares = ensemble.throughput.shares(ensemble.groups.world) if work.portions else {}
         log.write(record(ensemble) | {f"share_{kind}": share for kind, share in shares.items()})
     account = ensemble.throughput
     speed = f"{account.member_days_per_h:.3g} member-days/h; {in_words(shares)}" if shares else ""

@@ -69,10 +69,9 @@ def collectors(
                     f"--tracks {tracks}: there is no such file; `truth` finds cyclones in the truth"
                 )
             observed = read_ibtracs(Path(tracks), pair.valid_times.min(), pair.valid_times.max())
-        finder: Any = TrackCollector(
+        found["tracks"] = TrackCollector(
             pair.names, *grid, list(pair.inits), pair.lead_h, members, observed=observed
         )
-        found["tracks"] = finder
     return found
 
 

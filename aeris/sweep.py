@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from aeris.config import DiffusionConfig
 from aeris.diffusion.sampler import SamplerConfig, for_training
-from aeris.perturbation import PerturbationConfig
+from aeris.forecasting.perturbation import PerturbationConfig
 from aeris.scores.metrics import scores_of
 
 Array = NDArray[np.float64]

@@ -24,8 +24,8 @@ from torch import Tensor
 from aeris.calibrated import plain
 from aeris.data.variables import latitude_weights
 from aeris.diffusion.sampler import for_training
-from aeris.forecasting import Opened, make_perturbation
-from aeris.rollout import ahead, lead_times, not_finite
+from aeris.forecasting.opening import Opened, make_perturbation
+from aeris.forecasting.rollout import ahead, lead_times, not_finite
 from aeris.scores.metrics import EnsembleScores
 from aeris.sweep import Settings
 from swipe.collectives import agree, all_reduce, tell, together

@@ -27,14 +27,14 @@ from aeris.config import ParallelConfig, RunConfig
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, for_training
-from aeris.ensemble import Ensemble
+from aeris.forecasting.ensemble import Ensemble
+from aeris.forecasting.rollout import Forecaster, lead_times
+from aeris.forecasting.throughput import KINDS
 from aeris.log import console, run_program
 from aeris.model.initialise import initialise
 from aeris.parallelize import Seat, build_model, choose_degrees, limits, make_network, take_seat
 from aeris.presets import PRESETS
 from aeris.restore import channel_counts, open_store
-from aeris.rollout import Forecaster, lead_times
-from aeris.throughput import KINDS
 from benchmarks.parallelism import name, read_layout
 from benchmarks.ranks import rows_of
 from benchmarks.records import Better, Output, Row, deliver, hardware

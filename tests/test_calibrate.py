@@ -15,9 +15,9 @@ from aeris import config as configs
 from aeris.config import DiffusionConfig, ModelConfig, RunConfig
 from aeris.data.store import Store, packaged_sample
 from aeris.diffusion.sampler import SamplerConfig
+from aeris.forecasting.perturbation import PerturbationConfig
 from aeris.model.initialise import initialise
 from aeris.parallelize import build_model, make_layout
-from aeris.perturbation import PerturbationConfig
 from aeris.restore import channel_counts
 from aeris.scores.metrics import EnsembleScores
 from aeris.sweep import Search, Settings, crps_change, most_trials, read_sweep

@@ -58,7 +58,7 @@ def scored(forecast, tmp_path, **options):
 
 
 def test_everything_is_written_and_said(forecast, tmp_path, capsys):
-    card = scored(forecast, tmp_path)
+    card = scored(forecast, tmp_path, channels=("z500", "t2m"))
     assert card.title == "SPEEDY perfect-model experiment"
     written = sorted(
         str(path.relative_to(tmp_path / "scores")) for path in tmp_path.rglob("*") if path.is_file()
@@ -72,7 +72,7 @@ def test_everything_is_written_and_said(forecast, tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         *written,
-        "mean over 3 channels",
+        "mean over 2 channels",
         "24 h ahead",
         "area weights 'cell'",
         "mean by hour of day",
@@ -180,6 +180,27 @@ def test_a_climatology_can_come_from_another_store_or_file(many, tmp_path):
         Evaluation(EvaluateConfig(str(path), climatology=str(tmp_path / "climatology.h5"), **options))
     with pytest.raises(ValueError, match="there is no climatology nowhere.zarr"):
         Evaluation(EvaluateConfig(str(path), climatology="nowhere.zarr"))
+
+
+def test_members_of_the_climatology_are_drawn_and_scored(many, tmp_path, capsys):
+    path, _ = many
+    job = Evaluation(EvaluateConfig(str(path), climatology_members=9, **QUICK))
+    card = scored(path, tmp_path, climatology_members=9, **QUICK)
+    said = capsys.readouterr().out
+    assert "climatology" in said
+    drawn_MCYX = job._draw(job.pair.valid_times[0, 0])
+    assert drawn_MCYX.shape[:2] == (9, 2)
+    # the sample is steady: nearly calibrated, better than its mean field, and worse than the forecast
+    assert ((card.values["ssr_climatology"] > 0.7) & (card.values["ssr_climatology"] < 1.3)).all()
+    assert (card.values["crps_climatology"] < card.values["mae_climatology"]).all()
+    np.testing.assert_allclose(
+        card.values["crps_ratio_climatology"], card.values["crps"] / card.values["crps_climatology"]
+    )
+    for members, said in [(1, "must be 2 or more"), (31, "the climatology has 30 times of a kind")]:
+        with pytest.raises(ValueError, match=said):
+            Evaluation(EvaluateConfig(str(path), climatology_members=members, **QUICK))
+    with pytest.raises(ValueError, match="from a climatology that is built"):
+        Evaluation(EvaluateConfig(str(path), climatology_members=5, climatology="none"))
 
 
 def test_intervals_are_given_with_enough_init_times(many):

@@ -18,9 +18,9 @@ from aeris.data.forcing import toa_solar_w_m2
 from aeris.data.standards import RunStore, read_standards
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, for_training
+from aeris.forecasting.rollout import Forecaster
 from aeris.parallelize import choose_degrees, make_layout, make_network, take_seat
 from aeris.restore import check_fingerprint, check_same_run, find_trained, load_network, open_store
-from aeris.rollout import Forecaster
 from swipe import checkpoint
 from tests.data.conftest import make_weather, run_conversion
 from tests.harness import run_distributed

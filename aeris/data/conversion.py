@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from aeris.data.yearwriter import YearWriter, marks_of, publish, tagged
 
 READ_BYTES = 128 * 2**20  # of fields read at once: many sources keep several times in one chunk
 PARTS = "parts"  # where the results of blocks are kept
-FINISH_S = 10.0  # between the first file that is removed at the end and the new name of the directory
+FINISH_S = 10.0  # until a directory that got its new name is seen under it, on any file system
 
 
 def run(
@@ -79,10 +80,7 @@ def _just_finished(conversion: Conversion, error: OSError) -> bool:
 
 def _work(conversion: Conversion, shared: Shared) -> None:
     write_fields(conversion, shared)
-    masks = {
-        name: valid != 0
-        for name, valid in shared.once("masks", lambda: find_masks(conversion, shared)).items()
-    }
+    masks = shared.once("masks", lambda: find_masks(conversion, shared))
     if conversion.rounding or conversion.compress:
         step_C = None
         if conversion.rounding:
@@ -142,13 +140,19 @@ def begin(conversion: Conversion, room: bool = True) -> None:
         return
     if not room:
         return
-    there = sum(
-        file.stat().st_blocks * 512 for file in directory.iterdir()
-    )  # sparse files count what they hold
-    need = len(conversion.time_s) * conversion.field_bytes - there
-    free = shutil.disk_usage(directory).free
+    free = shutil.disk_usage(directory).free  # before the look at what is there, which others may add to
+    need = len(conversion.time_s) * conversion.field_bytes - _held_bytes(directory)
     if need > free:
         raise StoreError(f"{directory} needs {size_text(need)} more, the disk has {size_text(free)} free")
+
+
+def _held_bytes(directory: Path) -> int:
+    """Return the bytes on disk that files of a directory take; sparse files count what they hold."""
+    held = 0
+    for file in directory.iterdir():
+        with suppress(FileNotFoundError):  # another process has just given it its name
+            held += file.stat().st_blocks * 512
+    return held
 
 
 def write_fields(conversion: Conversion, shared: Shared) -> None:

@@ -48,7 +48,6 @@ class Estimate:
         """Describe it: (what, text)."""
         how = "measured on the first times, without writing" if self.measured else "--rate-mb-s"
         days = f" ({self.hours / 24:.1f} days)" if self.hours > 48 else ""
-        how = "measured on the first times, without writing" if self.measured else "--rate-mb-s"
         each = f"{self.processes} processes of {self.mb_per_s:.3g} MB/s ({how})"
         moved = f"{size_text(self.write_bytes)} written, {size_text(self.read_back_bytes)} read back"
         needed = f"{size_text((self.write_bytes + self.read_back_bytes) / self.hours / HOUR_S)}/s"

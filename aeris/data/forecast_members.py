@@ -88,6 +88,10 @@ class MemberWriter:
         with path.open("a") as file:
             file.write(f"{init} {members.start} {members.stop} {leads}\n")
 
+    def close(self) -> None:
+        """Let go of files that are still open, as after an error."""
+        self._files.close()
+
     def read(self, init: int, members: range, lead: int) -> Field:
         """Read back what was written: float32 [M, C, Y, X]."""
         return self._files.read(init, members, lead)

@@ -9,6 +9,7 @@ directory holds. `xarray.open_mfdataset` joins the files along both first dims.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ class NetcdfFiles:
                 file.close()
                 del self._open[init, member]
                 partial(self.path(init, member)).replace(self.path(init, member))
+
+    def close(self) -> None:
+        """Close the files of members that are not complete; what goes on makes them anew."""
+        for file in self._open.values():
+            with suppress(OSError, RuntimeError):  # a full disk, which was the first error
+                file.close()
+        self._open.clear()
 
     def _start(self, init: int, member: int) -> Any:
         """Create the file of a member with its coordinates and empty variables."""

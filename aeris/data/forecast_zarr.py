@@ -134,6 +134,9 @@ class ZarrFiles:
             plan.scatter(field, variable, x_MCYX)
         return x_MCYX
 
+    def close(self) -> None:
+        """Do nothing: no file stays open between two writes."""
+
     def finish(self) -> None:
         """Gather the metadata in one file, for readers that open it from far away."""
         zarr.consolidate_metadata(str(self.directory), **FORMAT_2)

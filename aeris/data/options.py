@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -34,6 +35,8 @@ class Options:
     """First and last date the statistics are computed from. Empty: the first 75 % of the times."""
     intervals_h: tuple[int, ...] = (6, 24)
     """Intervals (hours) that get residual statistics; a model is trained for one of them."""
+    allow_gaps: bool = False
+    """Take times with gaps, such as one season of several years; a pair over a gap is no sample."""
     member: int | None = None
     """Which ensemble member to take, if there are several."""
     units: tuple[str, ...] = ()
@@ -65,12 +68,9 @@ class Options:
         """Name of a variable -> its unit.
 
         Raises:
-            ValueError: not written as NAME=UNIT.
+            ValueError: see `read_units`.
         """
-        for one in self.units:
-            if not all(one.partition("=")):
-                raise ValueError(f"--units {one}: write it as NAME=UNIT, such as 2m_temperature=degC")
-        return {name: unit for name, _, unit in (one.partition("=") for one in self.units)}
+        return read_units(self.units)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -81,3 +81,15 @@ class Options:
     def store(self) -> str:
         """Directory of the new store."""
         return self.paths[-1]
+
+
+def read_units(words: Sequence[str]) -> dict[str, str]:
+    """Read what `--units` says: name of a variable -> its unit.
+
+    Raises:
+        ValueError: not written as NAME=UNIT.
+    """
+    for one in words:
+        if not all(one.partition("=")):
+            raise ValueError(f"--units {one}: write it as NAME=UNIT, such as 2m_temperature=degC")
+    return {name: unit for name, _, unit in (one.partition("=") for one in words)}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aeris.data import given
+from aeris.data.axes import find_gaps
 from aeris.data.grid import check_coarsening, coarsen_axis, rows_to_drop
 from aeris.data.options import Options
 from aeris.data.sources import Sources, open_source
@@ -119,6 +120,8 @@ def plan(options: Options) -> Conversion:
     channels = choose_channels(sources, options.channels, options.levels_hpa)
     variables = list(dict.fromkeys(one.variable for one in channels))
     times = choose_times(sources.times(variables), options.period, options.step_h)
+    if not options.allow_gaps:
+        refuse_gaps(times, sources.imputed(variables))
     for variable in variables:
         sources.check_times(variable, times)
     row_offset = rows_to_drop(sources.latitude_deg)
@@ -204,6 +207,28 @@ def choose_times(
     if not keep.any():
         raise ValueError(f"no time is left: the sources cover {times[0]} to {times[-1]}")
     return np.asarray(times[keep])
+
+
+def refuse_gaps(times: NDArray[np.datetime64], imputed: NDArray[np.datetime64]) -> None:
+    """Refuse times further apart than most are: as a rule a file was forgotten.
+
+    Args:
+        imputed: times left out because a source says that their values were made up.
+
+    Raises:
+        ValueError: names the first gap.
+    """
+    gaps = find_gaps(times)
+    if not gaps:
+        return
+    last, after = gaps[0]
+    more = f", the first of {len(gaps)} gaps" if len(gaps) > 1 else ""
+    known = ((imputed > last) & (imputed < after)).any()
+    why = ", whose values a source calls made up" if known else ""
+    raise ValueError(
+        f"times are missing between {last} and {after}{why}{more}: add the files that have them, choose a "
+        "--period or --step-h without gaps, or take the times as they are with --allow-gaps"
+    )
 
 
 def read_period(

@@ -25,13 +25,7 @@ from aeris.data.layouts.source import NO_TIMES, Source, Variable, units_told
 __all__ = ["SAME_DEG", "Source", "Sources", "Variable", "open_source"]
 
 SUFFIXES = (".nc", ".nc4", ".h5", ".h5v", ".hdf5", ".grib", ".grib2", ".grb", ".zarr")
-PERIODS = (
-    "train",
-    "val",
-    "valid",
-    "test",
-    "out_of_sample",
-)  # directories that makani and Swift cut data into
+PERIODS = ("train", "val", "valid", "test", "out_of_sample")  # directories makani and Swift cut data into
 HDF5, STORE = b"\x89HDF", "store.h5"
 
 
@@ -82,6 +76,7 @@ def _open(path: str, member: int | None, as_is: Sequence[str], told: Mapping[str
     if zarrs.is_zarr(where):
         return _zarr(path, member, as_is, told)
     if shards.is_shards(where):
+        _refuse_member(member)
         return shards.open_shards(where, told)
     periods = [where / name for name in PERIODS if (where / name).is_dir()]
     files = [file for folder in (periods or [where]) for file in folder.iterdir() if file.suffix in SUFFIXES]
@@ -101,6 +96,8 @@ def _file(path: Path, member: int | None, as_is: Sequence[str], told: Mapping[st
         return grib.open_grib(path, member, told)
     if start == HDF5:
         kind = _hdf5_kind(path)
+        if kind in ("makani", "samples"):
+            _refuse_member(member)
         if kind == "makani":
             return makani.open_makani([path], path, told)
         if kind == "samples":
@@ -122,6 +119,8 @@ def _collection(
     first = files[0]
     if first.is_file() and first.suffix in (".h5", ".h5v", ".hdf5"):
         kind = _hdf5_kind(first)
+        if kind in ("makani", "samples"):
+            _refuse_member(member)
         if kind == "makani":
             return makani.open_makani(files, Path(path), told)
         if kind == "samples":
@@ -135,6 +134,12 @@ def _collection(
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
     return join(path, parts)
+
+
+def _refuse_member(member: int | None) -> None:
+    """Refuse the choice of a member in a layout that has none."""
+    if member is not None:
+        raise ValueError(f"--member {member} was given, but there is no ensemble dimension")
 
 
 def _hdf5_kind(path: Path) -> str:

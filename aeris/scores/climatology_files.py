@@ -211,7 +211,7 @@ def _select(data: Any, path: str, one: Channel) -> dict[str, Any]:
         found["std"] = data[f"{name}_std"]
     if one.level_hpa is None:
         return found
-    level = np.asarray(data["level"].values, dtype=np.float64)
+    level = np.asarray(data["level"].values if "level" in data else [], dtype=np.float64)
     if not (level == one.level_hpa).any():
         raise ValueError(f"the climatology {path} has no level {one.level_hpa:g} hPa for {one.name}")
     return {kind: field.isel(level=int(np.argmax(level == one.level_hpa))) for kind, field in found.items()}

@@ -231,7 +231,7 @@ class _Surroundings:
             reached &= low
             if (reached & far).any():
                 return False
-            before, count = count, np.count_nonzero(reached)
+            before, count = count, int(np.count_nonzero(reached))
             if before == count:
                 return True
 

@@ -164,20 +164,26 @@ class EventCounts(LeadSums):
 
             def table_of(channel: int, sign: Any = sign, limit_CYX: Fields = limit_CYX) -> Array:
                 limit_YX = sign * limit_CYX[channel]
-                yes_YX = (sign * x_MCYX[:, channel] > limit_YX).sum(axis=0)
-                return self._table(channel, yes_YX, sign * truth_CYX[channel] > limit_YX, limit_YX)
+                x_MYX = sign * x_MCYX[:, channel]
+                yes_YX = (x_MYX > limit_YX).sum(axis=0)
+                known_YX = np.isfinite(limit_YX) & np.isfinite(x_MYX).all(axis=0)
+                return self._table(channel, yes_YX, sign * truth_CYX[channel] > limit_YX, known_YX)
 
             run = map if self._executor is None else self._executor.map
             self._sums[lead, :, number] += np.stack(list(run(table_of, self._channels)))
         self._counted(lead)
 
     def _table(
-        self, channel: int, yes_YX: NDArray[np.intp], truth_YX: NDArray[np.bool_], limit_YX: Fields
+        self,
+        channel: int,
+        yes_YX: NDArray[np.intp],
+        truth_YX: NDArray[np.bool_],
+        known_YX: NDArray[np.bool_],
     ) -> Array:
-        """Return the weight of the points by truth and number of members: [2, M + 1]."""
+        """Return the weight of the points by truth and number of members: [2, M + 1], NaN with a gap."""
         counts = self._shape[-1]
         weight_YX = self._area.points(channel)
-        if not np.isfinite(limit_YX[weight_YX > 0]).all():
+        if not known_YX[weight_YX > 0].all():
             return np.full((2, counts), np.nan)
         place = truth_YX * counts + yes_YX
         return np.asarray(

@@ -192,6 +192,8 @@ class EnsembleScores:
                 weight_YX = np.where(mask_YX[block], weight_YX, 0.0)
             sums_SY[:, block] = _row_sums(error_MYX)
             ranks_S += rank_weights(error_MYX.reshape(self.members, -1), weight_YX.ravel())
+        if not np.isfinite(sums_SY).all():  # NaN has no rank
+            ranks_S[:] = np.nan
         # no matrix product here: its last bits would depend on the number of threads
         sums_RS = np.stack([(sums_SY * weight_Y).sum(axis=-1) for weight_Y in self._weight_RY])
         return sums_RS / total_R[:, None], ranks_S

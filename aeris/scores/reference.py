@@ -136,8 +136,6 @@ class Conditions:
     """Scheme of the area weights."""
     truth: str
     """What the truth is, by the user's word: analysis, era5, or empty for neither."""
-    derived: bool = False
-    """Whether fields were made on another grid and averaged to this one."""
 
     @property
     def resolution(self) -> str:

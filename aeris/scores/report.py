@@ -93,13 +93,17 @@ def headline_table(card: Scorecard) -> Table:
     if card.climatology:
         table.add_column("RMSE /\nclimatology", justify="right")
     table.add_column("CRPS /\npersistence MAE", justify="right")
+    drawn = "crps_ratio_climatology" in card.values
+    if drawn:
+        table.add_column("CRPS /\nclimatology", justify="right")
     table.add_column("SSR", justify="right")
     for row in card.headline():
         cells = [lead_text(int(row["lead_h"])), _shaded(float(row["rmse_ratio"]))]
         cells.append(f"{row['worst_channel']} {_shaded(float(row['worst_ratio']))}")
         if card.climatology:
             cells.append(_shaded(float(row["rmse_ratio_climatology"])))
-        cells += [_shaded(float(row["crps_ratio"])), number(float(row["ssr"]), 2)]
+        cells += [_shaded(float(row[name])) for name in ("crps_ratio", "crps_ratio_climatology")[: 1 + drawn]]
+        cells.append(number(float(row["ssr"]), 2))
         table.add_row(*cells)
     return table
 
@@ -244,7 +248,7 @@ def as_json(card: Scorecard) -> dict[str, Any]:
 
 _REGIONAL = (
     *("rmse", "bias", "crps", "spread", "ssr", "rmse_persistence", "mae_persistence", "rmse_climatology"),
-    *("rmse_ratio", "crps_ratio"),
+    *("rmse_ratio", "crps_ratio", "crps_climatology", "ssr_climatology"),
 )
 
 

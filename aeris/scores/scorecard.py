@@ -41,10 +41,13 @@ MEANING = {
     "rmse_persistence": "RMSE of persistence",
     "mae_persistence": "mean absolute error of persistence, which is its CRPS",
     "rmse_climatology": "RMSE of climatology",
-    "mae_climatology": "mean absolute error of climatology, which is its CRPS",
+    "mae_climatology": "mean absolute error of the mean climatology",
+    "crps_climatology": "fair CRPS of members drawn from the climatology",
+    "ssr_climatology": "unbiased spread/skill ratio of these; near 1 where the climate is the same",
     "rmse_ratio": "rmse / rmse_persistence",
     "crps_ratio": "crps / mae_persistence",
     "rmse_ratio_climatology": "rmse / rmse_climatology",
+    "crps_ratio_climatology": "crps / crps_climatology",
     "lsd_member": "log-spectral distance of members to truth, dB",
     "lsd_mean": "log-spectral distance of the ensemble mean to truth, dB",
 }
@@ -165,7 +168,8 @@ class Scorecard:
 
         A channel without a score (NaN) is left out of a mean.
         """
-        names = ("rmse_ratio", "rmse_ratio_climatology", "crps_ratio", "ssr", "lsd_member")
+        names = ("rmse_ratio", "rmse_ratio_climatology", "crps_ratio", "crps_ratio_climatology")
+        names += ("ssr", "lsd_member")
         means = {
             name: mean_over_channels(self.values[name][:, self.own]) for name in names if name in self.values
         }

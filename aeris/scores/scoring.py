@@ -59,6 +59,10 @@ class Options:
     """Standard deviation of each channel, for the energy score over all of them; None leaves that out."""
     quantiles: tuple[float, ...] = ()
     """Quantiles of the climatology whose exceedance is an event."""
+    drawn_members: int = 0
+    """Members of the probabilistic climatology; 0 leaves it out."""
+    drawn: Callable[[np.datetime64], Fields] | None = None
+    """Returns its members [M, C, Y, X] at a valid time."""
     more: Mapping[str, Collector[Any]] = field(default_factory=dict)
     """Other collectors by name."""
     threads: int = 0
@@ -68,7 +72,7 @@ class Options:
 
 
 class _Baseline:
-    """Collects the scores of a forecast without members that is not on disk."""
+    """Collects the scores of a forecast [M, C, Y, X] that is not on disk."""
 
     needs_truth = True
 
@@ -81,7 +85,7 @@ class _Baseline:
         self._scores.begin(init)
 
     def add(self, lead: int, x_MCYX: Fields, y_CYX: Fields | None, valid: np.datetime64) -> None:
-        self._scores.add(lead, self._forecast(self._init, valid)[None], y_CYX, valid)
+        self._scores.add(lead, self._forecast(self._init, valid), y_CYX, valid)
 
     def end(self) -> dict[str, NDArray[Any]]:
         return self._scores.end()
@@ -138,7 +142,7 @@ class Scoring:
         found["energy"] = EnergyScores(leads, area, none_C if std_C is None else std_C, self._executor)
         if usual is not None:
             at = lru_cache(maxsize=1)(usual.at)
-            found["climatology"] = _Baseline(self._scores(1), lambda init, valid: at(valid))
+            found["climatology"] = _Baseline(self._scores(1), lambda init, valid: at(valid)[None])
             found["anomalies"] = AnomalyScores(leads, area, at, self._executor)
             if self.options.quantiles:
                 places = headline_channels(pair.names, EVENT_CHANNELS)
@@ -146,16 +150,21 @@ class Scoring:
                     *(leads, pair.forecast.members, area, places, self.options.quantiles),
                     *(usual.quantile_at, self._executor),
                 )
+        drawn = self.options.drawn
+        if drawn is not None:
+            found["drawn"] = _Baseline(
+                self._scores(self.options.drawn_members), lambda init, valid: drawn(valid)
+            )
         spectra = spectrum_sums(pair, self._executor)
         return found if spectra is None else found | {"spectra": spectra}
 
     def _start(self, init: int, valid: np.datetime64) -> Fields:
-        """Return the truth at an init time, read once for all lead times; NaN where there is none."""
+        """Return the truth [1, C, Y, X] at an init time, read once; NaN where there is none."""
         if self._kept is None or self._kept[0] != init:
             start = self.pair.start_I[init]
             none = np.full(self.pair.mask_CYX.shape, np.nan, dtype=np.float32)
             self._kept = (init, self.pair.read_truth(start) if start >= 0 else none)
-        return self._kept[1]
+        return self._kept[1][None]
 
     _kept: tuple[int, Fields] | None = None
 
@@ -177,6 +186,8 @@ class Scoring:
             wanted = list(self.collectors.values()) if number >= 0 else anyway
             if wanted:
                 x_MCYX = pair.read_forecast(init, lead, self.options.finite)
+                if not self.options.finite:  # infinite values would warn at every step of the way
+                    x_MCYX = np.where(np.isfinite(x_MCYX), x_MCYX, np.float32(np.nan))
                 y_CYX = pair.read_truth(number) if number >= 0 else None
                 for collector in wanted:
                     collector.add(lead, x_MCYX, y_CYX, valid)

@@ -129,9 +129,7 @@ class Samples:
         return np.concatenate(numbers), np.concatenate(weights)
 
 
-def draw_times(
-    times: NDArray[np.datetime64], period: Period, valid: np.datetime64, members: int, seed: int = 0
-) -> NDArray[np.intp]:
+def draw_times(samples: Samples, valid: np.datetime64, members: int, seed: int = 0) -> NDArray[np.intp]:
     """Return the numbers of times that make an ensemble of climatology for a valid time: [members].
 
     They are drawn without repetition from the samples of the slot of `valid`, by their weights, keyed by
@@ -141,7 +139,6 @@ def draw_times(
     Raises:
         ValueError: the slot has fewer samples than members.
     """
-    samples = Samples(times, period)
     slot = slots_of(np.array([valid]))[0]
     numbers, weight_n = samples.of(slot if samples.seasonal else Slot(slot.second, 0))
     if len(numbers) < members:

@@ -47,6 +47,8 @@ class Results:
     ensemble_parts: Sequence[Part]
     persistence_parts: Sequence[Part]
     climatology: EnsembleScores | None = None
+    drawn: EnsembleScores | None = None
+    """Of the probabilistic climatology."""
     anomalies: Mapping[str, Array] = field(default_factory=dict)
     events: Events | None = None
     spectra: Mapping[str, Spectra] = field(default_factory=dict)
@@ -63,6 +65,10 @@ class Results:
         values["crps_ratio"] = ratio(values["crps"], values["mae_persistence"])
         if "rmse_climatology" in values:
             values["rmse_ratio_climatology"] = ratio(values["rmse"], values["rmse_climatology"])
+        if self.drawn is not None:
+            scores = self.drawn.result(region)
+            values |= {"crps_climatology": scores["crps"], "ssr_climatology": scores["ssr"]}
+            values["crps_ratio_climatology"] = ratio(values["crps"], scores["crps"])
         return values
 
 

@@ -229,10 +229,16 @@ class TrackCollector:
         """Start an init time."""
         self._rows = []
 
-    def add(self, lead: int, x_MCYX: Fields, y_CYX: Fields, valid: np.datetime64) -> None:
+    @property
+    def needs_truth(self) -> bool:
+        """Whether the true cyclones have to be found."""
+        return self.observed is None
+
+    def add(self, lead: int, x_MCYX: Fields, y_CYX: Fields | None, valid: np.datetime64) -> None:
         """Find the cyclones of all members, and of the truth unless it is observed."""
         fields = dict(enumerate(x_MCYX))
         if self.observed is None:
+            assert y_CYX is not None
             fields[TRUTH] = y_CYX
         for member, x_CYX in fields.items():
             points = self.detector.detect(x_CYX)

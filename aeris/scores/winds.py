@@ -123,10 +123,10 @@ class Picked:
 class PickedStore:
     """A store that has the wanted channels only, wind speeds among them: a climatology is made of it."""
 
-    def __init__(self, store: Any, wanted: Sequence[str]) -> None:
+    def __init__(self, owner: str, store: Any, wanted: Sequence[str]) -> None:
         self.names, self.times = tuple(wanted), store.times
         self.path = getattr(store, "path", "")
-        self._store, self._picked = store, Picked("truth", store, wanted)
+        self._store, self._picked = store, Picked(owner, store, wanted)
 
     def read(self, index: int) -> Fields:
         """Read the fields [C, Y, X] of a time."""

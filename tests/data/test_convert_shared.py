@@ -112,7 +112,7 @@ def test_any_place_can_do_all_of_it(place: int, fields: Path, tmp_path: Path) ->
 
 
 def test_processes_make_the_same_bytes(fields: Path, tmp_path: Path) -> None:
-    """With blocks of two times, so that both have something to do; the blocks are those of one process."""
+    """Each year is one block, so both have something to do."""
     job = plan(Options((str(fields / "source.nc"), str(tmp_path / "store")), processes=2, **OPTIONS))
     shown: dict[str, list[int]] = {}
     crew.run_in_processes(job, lambda name, length: shown.setdefault(name, [length]).append)

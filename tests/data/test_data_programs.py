@@ -153,6 +153,8 @@ def test_recompute_refuses(program: Program, copy: Path) -> None:
         (("--recompute", "1979", "1980"), "no time from 1979.* the store covers 1999-12-30T18"),
         (("--recompute", "1999", "2000", "--intervals-h", "9"), "are 9 h apart: choose other --intervals-h"),
         (("--recompute", "1999", "2000", "--from", copy), "two ways"),
+        (("--intervals-h", "12"), "go with --recompute or --from"),
+        (("--processes", "2"), "--processes goes with --recompute"),
     ):
         with pytest.raises(ValueError, match=message):
             program("stats", copy, *words)
@@ -257,6 +259,15 @@ def test_units_can_be_told(weather, convert, tmp_path: Path) -> None:
     assert told.made["units"] == ["msl=hPa"]
     with pytest.raises(ValueError, match="--units msl: write it as NAME=UNIT"):
         convert(tmp_path / "hpa.nc", tmp_path / "other", units=("msl",))
+
+
+def test_a_placeholder_is_said(program: Program, weather, tmp_path: Path) -> None:
+    dataset = weather(sst=True)
+    dataset["sea_surface_temperature"] = dataset["sea_surface_temperature"].fillna(9999.0)
+    dataset["sea_surface_temperature"].attrs["units"] = "K"
+    dataset.to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
+    said = program("convert", tmp_path / "x.nc", tmp_path / "store", "--window", 6, "--dry-run")
+    assert "sea_surface_temperature of 9999 is read as missing" in said
 
 
 def test_bench_reads_a_share(program: Program, store_path: Path) -> None:

@@ -15,6 +15,7 @@ import xarray as xr
 
 from aeris.data.axes import find_gaps
 from aeris.data.layouts import samples as samples_layout
+from aeris.data.plan import refuse_gaps
 from aeris.data.plausible import complaint
 from aeris.data.sources import Sources, open_source
 from aeris.data.store import Store
@@ -236,8 +237,24 @@ def test_imputed_times_are_left_out_where_they_matter(air, tmp_path: Path) -> No
     assert len(sources.times(["temperature"])) == 10
     times = sources.times(["temperature", "specific_humidity"])
     assert len(times) == 9 and find_gaps(times) == [(times[2], times[3])]
+    with pytest.raises(
+        ValueError, match="2000-02-28T12:00:00 and .*, whose values a source calls made up: add"
+    ):
+        refuse_gaps(times, sources.imputed(["specific_humidity"]))
     q = sources.read("specific_humidity", times, (850,))
     np.testing.assert_array_equal(q[:, 0], air["specific_humidity"].values[[0, 1, 2, 4, 5, 6, 7, 8, 9], 2])
+
+
+def test_makani_channel_that_does_not_change(air, tmp_path: Path) -> None:
+    names = {**writers.SHORT, "land_sea_mask": "lsm"}
+    land = air["land_sea_mask"].expand_dims(time=air.time)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writers.columns, "__defaults__", ("", names))
+        path = writers.makani_year(tmp_path / "2000.h5", air.assign(land_sea_mask=land))
+    x_YX = Sources([open_source(path)]).read_static("land_sea_mask")
+    np.testing.assert_array_equal(x_YX, air["land_sea_mask"].values)
+    with pytest.raises(ValueError, match="--member 2 was given, but there is no ensemble dimension"):
+        open_source(path, member=2)
 
 
 def test_virtual_file_that_lost_its_sources(air, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def test_times_after_the_train_period_do_not_count(weather, convert, tmp_path: P
 def test_gap_in_the_times_makes_no_pair(weather, convert, tmp_path: Path) -> None:
     source = weather(times=12).isel(time=[0, 1, 2, 3, 6, 7, 8, 9, 10, 11])
     source.to_netcdf(tmp_path / "gap.nc", engine="h5netcdf")
-    store = convert(tmp_path / "gap.nc", tmp_path / "gap", intervals_h=(6,), train_period=("1999", "2001"))
+    options = {"intervals_h": (6,), "train_period": ("1999", "2001")}
+    with pytest.raises(ValueError, match=r"missing between 1999-12-31T12:00:00 and 2000-01-01T06:00:00: add"):
+        convert(tmp_path / "gap.nc", tmp_path / "gap", **options)
+    store = convert(tmp_path / "gap.nc", tmp_path / "gap", allow_gaps=True, **options)
     x = source["2m_temperature"].values.astype(np.float64)
     change = np.concatenate([np.diff(x[:4], axis=0), np.diff(x[4:], axis=0)])
     assert store.statistics.residual_std[6][0] == pytest.approx(change.std(), rel=1e-12)

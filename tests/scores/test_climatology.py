@@ -11,7 +11,7 @@ import xarray
 from aeris.scores.climatology import Build, build, needed_slots
 from aeris.scores.climatology_files import open_climatology, save
 from aeris.scores.quantiles import weighted_quantiles
-from aeris.scores.slots import Slot, day_of_year, draw_times, slots_of, window_weight
+from aeris.scores.slots import Samples, Slot, day_of_year, draw_times, slots_of, window_weight
 
 NAMES = ("t2m", "z500", "msl")
 FIRST, LAST = np.datetime64("2015-01-01T00", "s"), np.datetime64("2016-12-31T12", "s")
@@ -167,14 +167,15 @@ def test_a_gap_in_the_record_is_refused(record):
 
 
 def test_an_ensemble_of_climatology_is_keyed_by_its_valid_time_and_calibrated(record):
-    drawn = draw_times(record.times, (FIRST, LAST), VALID[1], 20, seed=3)
+    samples = Samples(record.times, (FIRST, LAST))
+    drawn = draw_times(samples, VALID[1], 20, seed=3)
     assert len(set(drawn.tolist())) == 20
-    np.testing.assert_array_equal(drawn, draw_times(record.times, (FIRST, LAST), VALID[1], 20, seed=3))
+    np.testing.assert_array_equal(drawn, draw_times(samples, VALID[1], 20, seed=3))
     weights = window_weight(day_of_year(record.times[drawn]) - 182)
     assert (weights > 0).all()
     assert (record.times[drawn] <= LAST).all()
     with pytest.raises(ValueError, match="200 members of climatology from 118 times in the window of 2018"):
-        draw_times(record.times, (FIRST, LAST), VALID[1], 200)
+        draw_times(samples, VALID[1], 200)
 
 
 @pytest.mark.parametrize("weights", [np.ones(7), np.arange(1.0, 8.0)])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from aeris.scores.climatology import build, needed_slots
 from aeris.scores.matching import match
-from aeris.scores.scoring import Labels, score
+from aeris.scores.scoring import Labels, Options, Scoring, score
 from aeris.scores.spectra import zonal_power
 
 LABELS = Labels("made-up weather", "forecast", "truth", "cell")
@@ -103,3 +104,23 @@ def test_a_box_without_a_full_circle_has_no_spectra(ensemble, truth):
     card = score(match(ensemble, truth), LABELS, None, (0, 0))
     assert card.spectra is None
     assert "no spectra" in card.notes[0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_member_that_blew_up_leaves_its_lead_time_without_scores(ensemble, truth, bad):
+    place = truth.names.index("z500")
+    ensemble.fields[1, 2, 0, place, 2, 5] = bad
+    pair = match(ensemble, truth)
+    period = (truth.times[0], truth.times[9])
+    usual = build(truth, period, needed_slots(pair.truth_times), range(len(truth.names)), (0.9,))
+    scoring = Scoring(pair, LABELS, usual, Options(quantiles=(0.9,), threads=1, finite=False))
+    parts = [scoring.collect(init) for init in range(2)]
+    card = scoring.combine(lambda name: [part[name] for part in parts])[0]
+    row = card.events.channels.index(place)
+    for values_J in (
+        *(card.values[name][:, place] for name in ("rmse", "crps", "ssr", "acc", "energy", "lsd_member")),
+        card.ranks_JCS[:, place, 0],
+        card.events.scores()["brier"][:, row, 0],
+    ):
+        assert np.isfinite(values_J).tolist() == [True, True, False]
+    assert np.isfinite(card.values["rmse"][:, truth.names.index("t2m")]).all()

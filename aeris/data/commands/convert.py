@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -115,10 +116,10 @@ def show(conversion: Conversion, options: Options, expected: Estimate | None = N
 
 
 def _mapping_table(part: Source) -> Table:
-    title = f"{part.path} ({part.layout})"
+    title = escape(f"{part.path} ({part.layout})")
     table = Table("", "in the source", "in the store", title=title, title_justify="left")
     for row in part.mapping:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -143,6 +144,9 @@ def _rows(conversion: Conversion, options: Options) -> list[tuple[str, str]]:
         lines.append(("residuals", ", ".join(f"{hours} h" for hours in conversion.intervals_h)))
     if conversion.masked:
         lines.append(("may be missing", " ".join(conversion.masked)))
+    variables = dict.fromkeys(one.variable for one in conversion.channels)
+    for name, value in conversion.sources.placeholders(variables).items():
+        lines.append(("placeholder", f"{name} of {value:g} is read as missing"))
     if conversion.missing_static:
         lines.append(("zeros for", " ".join(conversion.missing_static)))
     years = [*conversion.years]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from aeris.data.header import HEADER, PLAN
 from aeris.data.inspection import inspect_source, inspect_store, inspect_unfinished
+from aeris.data.options import read_units
 from aeris.data.plan import size_text
 from aeris.data.sources import open_source
 from aeris.log import console
@@ -37,7 +39,7 @@ def inspect(options: Inspect) -> None:
     """Print what is found.
 
     Raises:
-        ValueError: a path is not understood, or `problems` were found.
+        ValueError: a path is not understood; the others were shown.
     """
     if not options.paths:
         raise ValueError("name at least one source or store")
@@ -63,21 +65,21 @@ def _report(path: str, options: Inspect) -> dict[str, Any]:
             return inspect_unfinished(directory)
     if (where / HEADER).exists():
         return inspect_store(where, options.values)
-    told = dict(one.partition("=")[::2] for one in options.units)
-    return inspect_source(open_source(path, options.member, units=told), options.values)
+    source = open_source(path, options.member, units=read_units(options.units))
+    return inspect_source(source, options.values)
 
 
 def _show(report: dict[str, Any]) -> None:
     """Print a report as tables."""
-    title = f"{report['path']} ({report['layout']})"
+    title = escape(f"{report['path']} ({report['layout']})")
     table = Table(title=title, show_header=False, title_justify="left")
     for key, value in report["facts"].items():
-        table.add_row(key, str(value))
+        table.add_row(key, escape(str(value)))
     console.print(table)
     if report.get("mapping"):
         read = Table("", "in the source", "in the store", title="How it is read", title_justify="left")
         for row in report["mapping"]:
-            read.add_row(*row)
+            read.add_row(*map(escape, row))
         console.print(read)
     if report.get("files"):
         files = Table("file", "times", "size", "", title_justify="left")
@@ -87,7 +89,7 @@ def _show(report: dict[str, Any]) -> None:
     if report.get("values"):
         console.print(_values(report["values"]))
     for problem in report["problems"]:
-        console.print(f"[bold red]problem:[/] {problem}")
+        console.print(f"[bold red]problem:[/] {escape(problem)}")
     if not report["problems"]:
         console.print("no problem found")
 

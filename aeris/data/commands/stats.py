@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from aeris.data.checks import as_dict, hints
@@ -30,7 +31,7 @@ class Stats:
     recompute: tuple[str, str] | None = None
     """First and last date of a train period to compute them from, such as 1979 2018."""
     intervals_h: tuple[int, ...] = ()
-    """With --recompute: intervals (hours) of the changes. Empty: those there are."""
+    """With --recompute or --from: intervals (hours) of the changes. Empty: those there are."""
     from_path: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
     """Another store, or statistics of another project (makani, Swift, anemoi), to take over."""
     processes: int = 1
@@ -49,24 +50,26 @@ def stats(options: Stats) -> None:
     """
     if options.recompute and options.from_path:
         raise ValueError("--recompute and --from are two ways: give one of them")
+    if not (options.recompute or options.from_path) and (options.intervals_h or options.dry_run):
+        raise ValueError("--intervals-h and --dry-run go with --recompute or --from")
+    if options.processes != 1 and not options.recompute:
+        raise ValueError("--processes goes with --recompute")
     store = Store(options.store)
     header = _new_header(store, options)
     numbers = header.statistics if header else store.statistics
-    if options.json:
-        found = as_dict(store.channels, numbers)
-        print(json.dumps({**found, "hints": hints(store, numbers), "fingerprint": store.fingerprint_id}))
-    else:
+    if not options.json:
         _show(store, header)
         for hint in hints(store, numbers):
-            console.print(f"[yellow]look:[/] {hint}")
+            console.print(f"[yellow]look:[/] {escape(hint)}")
     if header and not options.dry_run:
         write(store, header)
-        if not options.json:
-            new, before = Store(options.store).fingerprint_id, store.fingerprint_id
-            console.print(f"{options.store} now has the fingerprint {new}, before {before}:")
-            console.print(
-                "runs trained on it before will refuse it" if new != before else "nothing has changed"
-            )
+    new, before = Store(options.store).fingerprint_id, store.fingerprint_id
+    if options.json:
+        found = as_dict(store.channels, numbers)
+        print(json.dumps({**found, "hints": hints(store, numbers), "fingerprint": new}))
+    elif header and not options.dry_run:
+        console.print(f"{options.store} now has the fingerprint {new}, before {before}:")
+        console.print("runs trained on it before will refuse it" if new != before else "nothing has changed")
 
 
 def _new_header(store: Store, options: Stats) -> Header | None:

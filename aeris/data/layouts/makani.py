@@ -71,8 +71,10 @@ class Fields:
         """Read times `start` to `stop` of a variable: [n, L, Y, X], rows and cols as in the source."""
         fields = self._files.get(self._path)[self._dataset]
         places = variable.at(levels_hpa)
-        x_nLYX = np.empty((stop - start, len(places), *fields.shape[2:]), dtype=fields.dtype)
-        rows = np.searchsorted(self._times, variable.times[start:stop])
+        rows = np.zeros(1, np.int64)  # of what does not change, the first
+        if variable.times.size:
+            rows = np.searchsorted(self._times, variable.times[start:stop])
+        x_nLYX = np.empty((len(rows), len(places), *fields.shape[2:]), dtype=fields.dtype)
         for number, place in enumerate(places):
             x_nLYX[:, number] = fields[rows[0] : rows[-1] + 1, place][rows - rows[0]]
         return x_nLYX

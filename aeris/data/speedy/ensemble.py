@@ -11,7 +11,6 @@ Shapes: J lead times, C channels, Y rows, X cols.
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 import sys
 import time
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from aeris.data.forecasts import ForecastPlan, ForecastWriter, MemberWriter
 from aeris.data.grid import coarsen, coarsen_axis
+from aeris.data.init_times import read_init_times
 from aeris.data.speedy import restarts
 from aeris.data.speedy.control import DAY, MADE, Options, file_name, read_options
 from aeris.data.speedy.errors import Errors, add, check_season, run_to
@@ -40,7 +40,6 @@ from aeris.data.variables import LEVELLED, SURFACE, channel, channel_of, in_orde
 
 Field = NDArray[np.float32]
 
-RANGE = re.compile(r"(\d{4}-[^:]*(?::\d\d){0,2}):(\d{4}-.*):(\d+)h")
 DIFFERENT = 0.01  # of the spread of a field: more is another run
 
 
@@ -96,30 +95,16 @@ def init_times(words: tuple[str, ...], control: Options) -> tuple[np.datetime64,
     """Read init times: single ones, or START:END:STEPh; sorted, each once.
 
     Raises:
-        ValueError: not a time, or none that the control run has with a restart before it.
+        ValueError: not a time, an empty range, or a time that the control run does not have.
     """
-    found: set[np.datetime64] = set()
-    for word in words:
-        match = RANGE.fullmatch(word)
-        try:
-            start, end = (np.datetime64(text, "s") for text in (match.groups()[:2] if match else (word,) * 2))
-            step = np.timedelta64(int(match[3]) if match else 1, "h")
-            found.update(np.arange(start, end + np.timedelta64(1, "s"), step))
-        except ValueError:
-            raise ValueError(
-                f"init time {word!r} is not a time: write 2004-01-10T00, or START:END:STEPh such as "
-                "2004-01-10T00:2004-12-10T00:672h"
-            ) from None
-    times = control.times
+    found, times = read_init_times(words), control.times
     for moment in found:
         if moment not in times:
             raise ValueError(
                 f"the simulation has no time {moment}: it covers {times[0]} to {times[-1]}, every "
                 f"{control.step_h} h"
             )
-    if not found:
-        raise ValueError(f"init times {' '.join(words)} are none: the end comes before the start")
-    return tuple(sorted(found))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ _ONE_MEMBER_LINES = (*_RMSE_LINES[:2], ("rmse", "forecast", look.MEAN, "-"))
 _CRPS_LINES = (
     ("mae_persistence", "persistence", look.PERSISTENCE, "-"),
     ("mae_climatology", "climatology", look.CLIMATOLOGY, "--"),
+    ("crps_climatology", "members of climatology", look.CLIMATOLOGY, "--"),
     ("crps", "ensemble", look.MEAN, "-"),
 )
 
@@ -77,6 +78,9 @@ def plot_curves(card: Scorecard, path: Path, most: int = 5) -> None:
     foot = card.conditions()[0] + (f"; climatology: {card.climatology}" if card.climatology else "")
     lines = [line for line in (_RMSE_LINES if card.members > 1 else _ONE_MEMBER_LINES) if line[0] in shown]
     legend = {label: {"color": colour, "linestyle": dash} for _, label, colour, dash in lines}
+    # of the two, members drawn from the climatology are what an ensemble has to beat
+    hidden = "mae_climatology" if "crps_climatology" in shown else "crps_climatology"
+    crps_lines = [line for line in _CRPS_LINES if line[0] != hidden]
     heights_in = [2.35, 2.35, 1.75, 1.75][:rows]
     size_in = (max(2.75 * len(places), 7.5), sum(heights_in))
     with picture(path, size_in, card.title, subtitle, foot, legend) as figure:
@@ -85,7 +89,7 @@ def plot_curves(card: Scorecard, path: Path, most: int = 5) -> None:
             unit = display_unit(card.channels[place].units)[1]
             _draw(grid[0, col], card, place, lines)
             grid[0, col].set_title(f"{card.names[place]}  ({unit})")
-            _draw(grid[1, col], card, place, _CRPS_LINES)
+            _draw(grid[1, col], card, place, crps_lines)
             if "ACC" in labels:
                 _draw_correlation(grid[2, col], card, place)
             if card.members > 1:

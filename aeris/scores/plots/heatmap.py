@@ -54,7 +54,7 @@ def _draw_cells(axes: Any, ratios_CJ: NDArray[np.float64], edges: NDArray[np.flo
 def plot_scorecard(card: Scorecard, path: Path) -> None:
     """Draw the RMSE ratio to persistence of every channel (rows) at every lead time (columns)."""
     ratios_JC = card.values["rmse_ratio"]
-    ratios_CJ = np.vstack([mean_over_channels(ratios_JC), ratios_JC.T])
+    ratios_CJ = np.vstack([mean_over_channels(ratios_JC[:, card.own]), ratios_JC.T])
     leads = ratios_CJ.shape[1]
     edges = _row_edges(card)
     cell_in = float(np.clip(9.0 / leads, 0.34, 0.95))

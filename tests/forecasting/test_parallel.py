@@ -24,9 +24,9 @@ from aeris import forecast, train
 from aeris.config import DiffusionConfig, ModelConfig, RunConfig, TrainConfig
 from aeris.data.forecasts import MemberWriter, open_forecast
 from aeris.data.store import Store, packaged_sample
+from aeris.forecasting.portions import share_out
 from aeris.model.initialise import initialise
 from aeris.parallelize import build_model, choose_degrees, make_layout
-from aeris.pieces import share_out
 from aeris.restore import channel_counts
 from swipe import checkpoint
 from swipe.collectives import AgreedError

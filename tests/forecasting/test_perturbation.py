@@ -14,7 +14,7 @@ from numpy.polynomial import legendre
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.spherical import EARTH_RADIUS_KM, SphericalNoise, power
 from aeris.data.store import Store, packaged_sample
-from aeris.perturbation import Perturbation, PerturbationConfig, mixing
+from aeris.forecasting.perturbation import Perturbation, PerturbationConfig, mixing
 from swipe.layout import WindowLayout
 from swipe.windows import WindowGrid, WindowShard
 

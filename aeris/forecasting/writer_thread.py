@@ -10,7 +10,7 @@ from collections.abc import Callable
 Job = Callable[[], None]
 
 
-class Background:
+class WriterThread:
     """Does jobs one after the other in a thread of its own.
 
     After a job has failed, those behind it are dropped. Nothing here raises but `check` and `close`, so that
@@ -29,7 +29,7 @@ class Background:
         self.busy_s = 0.0
         self._failure: Exception | None = None
         self._jobs: queue.Queue[Job | None] = queue.Queue(room)
-        self._thread = threading.Thread(target=self._work, daemon=True, name="background")
+        self._thread = threading.Thread(target=self._work, daemon=True, name="writer")
         self._thread.start()
 
     def _work(self) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from aeris.boundary import Boundary, BoundaryConfig, fit_times
 from aeris.data.store import Store, StoreError, packaged_sample
+from aeris.forecasting.boundary import Boundary, BoundaryConfig, fit_times
 from swipe.layout import WindowLayout
 from swipe.windows import WindowGrid, WindowShard
 

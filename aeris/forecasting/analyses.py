@@ -1,4 +1,4 @@
-"""An ensemble of analyses, or of any initial states: what members may start from (aeris/perturbation.py).
+"""An ensemble of analyses, or of any initial states: what members may start from (perturbation.py).
 
 Either a forecast in our format with a lead time of 0 h (one member of it per analysis), or one store per
 member, `.../analysis_{member}` with members counted from 0.

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aeris.analyses import Analyses, open_analyses
 from aeris.data.normalize import Normalizer
 from aeris.data.spherical import SphericalNoise
 from aeris.data.store import Store, StoreError
 from aeris.data.variables import SURFACE, latitude_weights
+from aeris.forecasting.analyses import Analyses, open_analyses
 from swipe import noise
 from swipe.groups import Groups, make_groups
 from swipe.images import total

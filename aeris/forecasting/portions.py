@@ -1,8 +1,9 @@
-"""The work of an ensemble forecast as data: its pieces, and which replica of the network makes which of them.
+"""The work of an ensemble forecast as data: its portions, and which replica of the network makes which.
 
-A piece is a few members at one init time, computed together. Pieces do not depend on the number of replicas
-(unless the batch is left to choose), so neither do the bits of a forecast. Each replica makes its own pieces,
-one step of one piece at a time; all replicas take their steps together, which is when they agree to stop.
+A portion is a few members at one init time, computed together. Portions do not depend on the number of
+replicas (unless the batch is left to choose), so neither do the bits of a forecast. Each replica makes its
+own, one step of one portion at a time; all replicas take their steps together, which is when they agree to
+stop.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WORTH_IT = 0.9
 
 
 @dataclass(frozen=True)
-class Piece:
+class Portion:
     """What is left to do for a few members at one init time."""
 
     init: int
@@ -35,7 +36,7 @@ class Piece:
 class Work:
     """What there is to do, as rank 0 sees it on disk."""
 
-    pieces: tuple[Piece, ...]
+    portions: tuple[Portion, ...]
     complete: bool
     """The whole forecast is there already."""
     path: str
@@ -44,15 +45,15 @@ class Work:
 
 def look(writer: ForecastWriter, batch: int) -> Work:
     """List in order what is left to do, in batches of members that are the same after a stop."""
-    plan, pieces = writer.plan, []
+    plan, portions = writer.plan, []
     for init in range(0 if writer.complete else len(plan.inits)):
         for members in share_out(range(plan.members), -(-plan.members // batch)):
             leads = [(writer.leads_done(init, range(member, member + 1)), member) for member in members]
             for done, group in groupby(leads, lambda pair: pair[0]):
                 alike = [member for _, member in group]
                 if done < len(plan.lead_h):
-                    pieces.append(Piece(init, range(alike[0], alike[-1] + 1), done))
-    return Work(tuple(pieces), writer.complete, str(writer.path))
+                    portions.append(Portion(init, range(alike[0], alike[-1] + 1), done))
+    return Work(tuple(portions), writer.complete, str(writer.path))
 
 
 def share_out(members: range, parts: int) -> list[range]:
@@ -66,7 +67,7 @@ def choose_batch(inits: int, members: int, replicas: int) -> int:
     """Choose how many members a replica computes at a time, so that few replicas are idle in the end."""
 
     def cost(batch: int) -> int:
-        """Count member-steps one after the other: of each round of pieces, those of the largest."""
+        """Count member-steps one after the other: of each round of portions, those of the largest."""
         sizes = inits * [len(part) for part in share_out(range(members), -(-members // batch))]
         return sum(max(sizes[first : first + replicas]) for first in range(0, len(sizes), replicas))
 
@@ -78,28 +79,28 @@ def choose_batch(inits: int, members: int, replicas: int) -> int:
 
 
 def deal(steps: Sequence[int], replicas: int) -> list[list[int]]:
-    """Deal pieces to replicas: each in turn to the one that would begin it first.
+    """Deal portions to replicas: each in turn to the one that would begin it first.
 
     Args:
-        steps: what each piece takes.
+        steps: what each portion takes.
 
     Returns:
-        Numbers of the pieces of each replica, in order.
+        Numbers of the portions of each replica, in order.
     """
     hands: list[list[int]] = [[] for _ in range(replicas)]
     until = [0] * replicas
-    for piece, count in enumerate(steps):
+    for portion, count in enumerate(steps):
         first = until.index(min(until))
-        hands[first].append(piece)
+        hands[first].append(portion)
         until[first] += count
     return hands
 
 
 class Timeline:
-    """When each replica makes which piece; all take their steps at the same ticks.
+    """When each replica makes which portion; all take their steps at the same ticks.
 
     Args:
-        steps: what each piece takes.
+        steps: what each portion takes.
         replicas: how many there are.
 
     Attributes:
@@ -109,11 +110,11 @@ class Timeline:
     def __init__(self, steps: Sequence[int], replicas: int) -> None:
         hands = deal(steps, replicas)
         self._hands = hands
-        self._begins = [[*accumulate((steps[piece] for piece in hand), initial=0)] for hand in hands]
+        self._begins = [[*accumulate((steps[portion] for portion in hand), initial=0)] for hand in hands]
         self.ticks = max(begins[-1] for begins in self._begins)
 
     def at(self, tick: int) -> dict[int, int]:
-        """Return the piece that each replica is at; those that have none left are not there."""
+        """Return the portion that each replica is at; those that have none left are not there."""
         found = {}
         for replica, (hand, begins) in enumerate(zip(self._hands, self._begins)):
             if tick < begins[-1]:
@@ -121,7 +122,7 @@ class Timeline:
         return found
 
     def beginning(self, tick: int) -> dict[int, int]:
-        """Return the pieces that replicas begin at a tick."""
+        """Return the portions that replicas begin at a tick."""
         found = {}
         for replica, (hand, begins) in enumerate(zip(self._hands, self._begins)):
             place = bisect_right(begins, tick) - 1

@@ -19,8 +19,8 @@ from aeris.data.forcing import Forcing
 from aeris.data.forecasts import ForecastPlan, ForecastWriter, MemberWriter, open_forecast
 from aeris.data.statistics import Statistics
 from aeris.diffusion.sampler import SamplerConfig, noise_levels
-from aeris.ensemble import Ensemble, init_times
-from aeris.rollout import Forecaster, lead_times, rollout
+from aeris.forecasting.ensemble import Ensemble, init_times
+from aeris.forecasting.rollout import Forecaster, lead_times, rollout
 from swipe import noise
 from swipe.layout import WindowLayout
 from swipe.windows import WindowGrid, WindowShard

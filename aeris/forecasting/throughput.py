@@ -40,10 +40,15 @@ class Throughput:
         self._spent_s = dict.fromkeys(KINDS, 0.0)
         self._events: list[tuple[Any, Any]] = []
         self._begun_s = self._inside_s = 0.0
+        self._ended_s: float | None = None
 
     def begin(self) -> None:
         """Start the clock."""
         self._begun_s = time.perf_counter()
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self._ended_s = time.perf_counter()
 
     @contextmanager
     def spending(self, kind: Kind) -> Iterator[None]:
@@ -77,8 +82,8 @@ class Throughput:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the first step began."""
-        return time.perf_counter() - self._begun_s
+        """Seconds since the first step began, until the last was written."""
+        return (self._ended_s or time.perf_counter()) - self._begun_s
 
     @property
     def member_days_per_h(self) -> float:
@@ -91,7 +96,7 @@ class Throughput:
         A collective call over `world`.
         """
         self.settle()
-        elapsed_s = self.elapsed_s
+        elapsed_s = max(self.elapsed_s, 1e-9)
         values = torch.tensor([self._spent_s[kind] / elapsed_s for kind in KINDS], dtype=torch.float64)
         if world is not None:
             values = all_reduce(values, world, "shares of time") / world.size

@@ -1,4 +1,4 @@
-"""Forecasting at length: thinned output, ragged pieces over replicas, stops, full disks, and what is said.
+"""Forecasting at length: thinned output, ragged portions over replicas, stops, full disks, and what is said.
 
 Networks of one line on the made-up store of test_rollout; a few ranks where that is the point.
 """
@@ -15,23 +15,23 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from aeris.background import Background
 from aeris.data.forecast_members import MemberWriter, read_progress
 from aeris.data.forecasts import ForecastError, ForecastPlan, ForecastWriter, open_forecast
 from aeris.data.statistics import Statistics
-from aeris.ensemble import Ensemble
+from aeris.forecasting.ensemble import Ensemble
+from aeris.forecasting.portions import Timeline, choose_batch, deal, look, share_out
+from aeris.forecasting.rollout import Forecaster, rollout
+from aeris.forecasting.throughput import KINDS, Throughput, in_words
+from aeris.forecasting.writer_thread import WriterThread
 from aeris.interruption import Requests, Stopped
-from aeris.pieces import Timeline, choose_batch, deal, look, share_out
-from aeris.rollout import Forecaster, rollout
-from aeris.throughput import KINDS, Throughput, in_words
 from benchmarks import forecast as bench
 from swipe.collectives import AgreedError
 from swipe.groups import make_groups
 from swipe.layout import WindowLayout
 from swipe.mesh import ParallelDims
 from swipe.windows import WindowGrid, WindowShard
+from tests.forecasting.test_rollout import EULER, NAMES, ToyStore, make, pointwise
 from tests.harness import run_distributed
-from tests.test_rollout import EULER, NAMES, ToyStore, make, pointwise
 
 
 def mixing(x_BNTC: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     return fields(path)
 
 
-def test_pieces_are_shared_out_and_dealt() -> None:
+def test_portions_are_shared_out_and_dealt() -> None:
     assert share_out(range(4, 12), 3) == [range(4, 7), range(7, 10), range(10, 12)]
     assert share_out(range(2), 3) == [range(1), range(1, 2), range(2, 2)]
     assert deal([4, 4, 4, 1, 4], 3) == [[0, 3], [1, 4], [2]]
@@ -90,9 +90,11 @@ def test_pieces_are_shared_out_and_dealt() -> None:
     assert timeline.at(0) == timeline.beginning(0) == {0: 0, 1: 1, 2: 2}
     assert timeline.at(4) == timeline.beginning(4) == {0: 3, 1: 4}
     assert (timeline.at(7), timeline.beginning(7)) == ({1: 4}, {})
-    seen = [piece for tick in range(8) for piece in timeline.at(tick).values()]
-    assert [seen.count(piece) for piece in range(5)] == [4, 4, 4, 1, 4]
-    assert sorted(piece for tick in range(8) for piece in timeline.beginning(tick).values()) == [*range(5)]
+    seen = [portion for tick in range(8) for portion in timeline.at(tick).values()]
+    assert [seen.count(portion) for portion in range(5)] == [4, 4, 4, 1, 4]
+    assert sorted(portion for tick in range(8) for portion in timeline.beginning(tick).values()) == [
+        *range(5)
+    ]
 
 
 def test_a_batch_is_chosen_that_leaves_few_replicas_idle() -> None:
@@ -114,7 +116,7 @@ def test_thinned_output_is_a_part_of_the_whole_and_goes_on_from_states(
         note(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MemberWriter, "_note", dying)
-    for _ in range(8):  # notes of 2 init times x 2 pieces x 2 lead times
+    for _ in range(8):  # notes of 2 init times x 2 portions x 2 lead times
         with pytest.raises(RuntimeError, match="killed"):
             ensemble(path, plan).run()
         left[0] = 1
@@ -167,7 +169,7 @@ def on_ranks(path: str, members: int) -> tuple[int, float]:
 def test_any_number_of_replicas_makes_the_same_bits(
     world: int, members: int, whole: np.ndarray, tmp_path: Path
 ) -> None:
-    """2 init times x 2 or 3 pieces: the last round leaves replicas without one."""
+    """2 init times x 2 or 3 portions: the last round leaves replicas without one."""
     got = run_distributed(on_ranks, world, str(tmp_path / "f.zarr"), members)
     assert [evaluations for evaluations, _ in got] == [3 * 2 * members * 4] * world
     assert all(shares == pytest.approx(1.0, abs=0.01) for _, shares in got)
@@ -304,20 +306,20 @@ def test_two_programs_at_once_are_refused(tmp_path: Path) -> None:
     two.begin()
 
 
-def test_pieces_of_members_that_differ_are_cut(tmp_path: Path) -> None:
-    """As after a stop with another batch: every piece has one state of progress."""
+def test_portions_of_members_that_differ_are_cut(tmp_path: Path) -> None:
+    """As after a stop with another batch: every portion has one state of progress."""
     writer = ForecastWriter(tmp_path / "f.zarr", plan_of(5))
     shape = (3, 4, 8)
     for members, leads in [(range(1), 4), (range(1, 2), 1), (range(3, 5), 2)]:
         for lead in range(leads):
             writer.write(0, members, lead, np.zeros((len(members), *shape), dtype=np.float32))
-    pieces = look(writer, 4).pieces
-    assert [(piece.init, piece.members, piece.done) for piece in pieces if piece.init == 0] == [
+    portions = look(writer, 4).portions
+    assert [(portion.init, portion.members, portion.done) for portion in portions if portion.init == 0] == [
         (0, range(1, 2), 1),
         (0, range(2, 3), 0),
         (0, range(3, 5), 2),
     ]
-    assert [piece.members for piece in pieces if piece.init == 1] == [range(3), range(3, 5)]
+    assert [portion.members for portion in portions if portion.init == 1] == [range(3), range(3, 5)]
 
 
 def test_jobs_in_the_background_keep_their_order_and_end_at_the_first_failure() -> None:
@@ -328,18 +330,18 @@ def test_jobs_in_the_background_keep_their_order_and_end_at_the_first_failure() 
             raise OSError("full")
         done.append(number)
 
-    background = Background(room=1)
+    writer_thread = WriterThread(room=1)
     for number in range(6):
-        background.do(lambda number=number: job(number))
+        writer_thread.do(lambda number=number: job(number))
     with pytest.raises(OSError, match="full"):
-        background.close()
-    background.stop()
+        writer_thread.close()
+    writer_thread.stop()
     assert done == [0, 1, 2]
 
 
 def test_time_spent_inside_of_other_time_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("aeris.throughput.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("aeris.forecasting.throughput.time.perf_counter", lambda: now[0])
     account = Throughput(torch.device("cpu"), 6)
     account.begin()
     with account.spending("reading"):

@@ -1,6 +1,6 @@
 """Make an ensemble forecast: members and init times over replicas of the network, written as they come.
 
-A piece of work (aeris/pieces.py) belongs to one replica (dp), whose ranks share its windows, tokens and
+A portion of work (portions.py) belongs to one replica (dp), whose ranks share its windows, tokens and
 stages. The lead of a replica puts its images together and writes them, in a thread, beside the other leads;
 what is on disk says what is left, on any number of ranks. All replicas take their steps at the same time and
 agree after each whether to go on: on an error, or asked to stop, all end with everything written.
@@ -23,21 +23,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aeris.background import Background
 from aeris.data.forecasts import ForecastError, ForecastPlan, ForecastWriter, MemberWriter
 from aeris.data.store import Store
 from aeris.diffusion.sampler import nfe
+from aeris.forecasting.portions import Portion, Timeline, Work, look
+from aeris.forecasting.rollout import Forecaster, ahead, not_finite
+from aeris.forecasting.throughput import Throughput
+from aeris.forecasting.writer_thread import WriterThread
 from aeris.interruption import Requests
-from aeris.pieces import Piece, Timeline, Work, look
-from aeris.rollout import Forecaster, ahead, not_finite
-from aeris.throughput import Throughput
 from swipe.collectives import least, tell, together
 from swipe.images import Images
 
 RANGE = re.compile(r"(\d{4}-[^:]*(?::\d\d){0,2}):(\d{4}-.*):(\d+)h")
 """START:END:STEPh, where the times may have minutes and seconds."""
 ROOM = 2
-"""Lead times of a piece that wait to be written while the next is computed."""
+"""Lead times of a portion that wait to be written while the next is computed."""
 
 
 def init_times(words: tuple[str, ...], store: Store) -> tuple[str, ...]:
@@ -71,9 +71,9 @@ def init_times(words: tuple[str, ...], store: Store) -> tuple[str, ...]:
 
 @dataclass
 class Underway:
-    """The piece this rank's replica is at."""
+    """The portion this rank's replica is at."""
 
-    piece: Piece
+    portion: Portion
     init: np.datetime64
     lead_h: int
     """Hours the states have come."""
@@ -110,7 +110,9 @@ class Ensemble:
         self.images = Images(forecaster.layout.shard.grid, self.groups)
         self.work: Work = tell(self.groups.world, None if writer is None else look(writer, batch))
         self.throughput = Throughput(forecaster.device, forecaster.interval_h)
-        self.timeline = Timeline([self._steps_of(piece) for piece in self.work.pieces], self.groups.dims.dp)
+        self.timeline = Timeline(
+            [self._steps_of(portion) for portion in self.work.portions], self.groups.dims.dp
+        )
         self._replica = self.groups.dims.coordinate(self.groups.rank).dp
         names = list(forecaster.store.names)
         self._channels = None if list(plan.names) == names else [names.index(name) for name in plan.names]
@@ -118,9 +120,9 @@ class Ensemble:
         self._advance: Callable[[int], None] = lambda evaluations: None
         self._scale = 1.0
 
-    def _steps_of(self, piece: Piece) -> int:
-        """Steps a piece still takes."""
-        from_h = self.plan.lead_h[piece.done - 1] if piece.done else 0
+    def _steps_of(self, portion: Portion) -> int:
+        """Steps a portion still takes."""
+        from_h = self.plan.lead_h[portion.done - 1] if portion.done else 0
         return (self.plan.lead_h[-1] - from_h) // self.forecaster.interval_h
 
     @property
@@ -132,7 +134,7 @@ class Ensemble:
     @property
     def steps_left(self) -> int:
         """Those that were still to be computed at the start."""
-        return sum(len(piece.members) * self._steps_of(piece) for piece in self.work.pieces)
+        return sum(len(portion.members) * self._steps_of(portion) for portion in self.work.portions)
 
     @property
     def images_seen(self) -> int:
@@ -147,18 +149,16 @@ class Ensemble:
     @property
     def evaluations_left(self) -> int:
         """Network evaluations still to be made at the start, those that make initial states included."""
-        extra = sum(map(self._extra_steps, self.work.pieces))
+        extra = sum(map(self._extra_steps, self.work.portions))
         return self.evaluations_per_step * (self.steps_left + extra)
 
-    def _extra_steps(self, piece: Piece) -> int:
-        """Steps of one member it takes to make the initial states of a piece: bred vectors do."""
+    def _extra_steps(self, portion: Portion) -> int:
+        """Steps of one member it takes to make the initial states of a portion: bred vectors do."""
         perturbation, boundary = self.forecaster.perturbation, self.forecaster.boundary
         again = boundary is not None and boundary.needs_start
-        return (
-            0
-            if perturbation is None or (piece.done and not again)
-            else perturbation.steps(len(piece.members))
-        )
+        if perturbation is None or (portion.done and not again):
+            return 0
+        return perturbation.steps(len(portion.members))
 
     @property
     def waiting_bytes(self) -> int:
@@ -188,9 +188,9 @@ class Ensemble:
     def _run(self, advance: Callable[[int], None]) -> None:
         world = self.groups.world
         with together(world):
-            if self.writer is not None and self.work.pieces:
+            if self.writer is not None and self.work.portions:
                 self.writer.begin()
-        stopped = self._work(advance) if self.work.pieces else False
+        stopped = self._work(advance) if self.work.portions else False
         if stopped and self.requests is not None:
             made = f"{self.images_seen:,} of {self.steps:,} steps of a member are made"
             raise self.requests.stopped(f"after a step, everything written ({made})")
@@ -199,10 +199,12 @@ class Ensemble:
                 self.writer.finish()
 
     def _work(self, advance: Callable[[int], None]) -> bool:
-        """Compute and write all pieces; return whether somebody asked to stop."""
-        network, background, output = self.forecaster.network, Background(ROOM), None
-        if self.images.lead:
-            output = MemberWriter(Path(self.work.path), self.plan, self._replica)
+        """Compute and write all portions; return whether somebody asked to stop."""
+        network, output = self.forecaster.network, None
+        with together(self.groups.world):
+            if self.images.lead:
+                output = MemberWriter(Path(self.work.path), self.plan, self._replica)
+        writer_thread = WriterThread(ROOM)
 
         def counted(x_BNTC: Tensor, t_B: Tensor) -> Tensor:
             with self.throughput.spending("network"):
@@ -213,46 +215,47 @@ class Ensemble:
         self.forecaster.network, self._advance = counted, advance
         self.throughput.begin()
         try:
-            stopped = self._take_steps(output, background)
+            stopped = self._take_steps(output, writer_thread)
             with together(self.groups.world), self.throughput.spending("writing"):
-                background.close()
+                writer_thread.close()
             self.images.wait()
         finally:
             self.forecaster.network = network
-            background.stop()
+            writer_thread.stop()
+            if output is not None:
+                output.close()
+            self.throughput.end()
         return stopped
 
-    def _take_steps(self, output: MemberWriter | None, background: Background) -> bool:
+    def _take_steps(self, output: MemberWriter | None, writer_thread: WriterThread) -> bool:
         """Take one step of every replica at a time; return whether somebody asked to stop."""
         mine: Underway | None = None
         for tick in range(self.timeline.ticks):
-            beginning = self._pieces(self.timeline.beginning(tick))
+            beginning = self._portions(self.timeline.beginning(tick))
             if beginning:
-                extra = {replica: self._extra_steps(piece) for replica, piece in beginning.items()}
+                extra = {replica: self._extra_steps(portion) for replica, portion in beginning.items()}
                 with self._phase(extra):
-                    mine = (
-                        self._begin(beginning[self._replica], output) if self._replica in beginning else mine
-                    )
+                    if self._replica in beginning:
+                        mine = self._begin(beginning[self._replica], output)
                 if mine is not None and mine.lead_h == 0:
-                    self._keep(mine, output, background)
-            active = {
-                replica: len(one.members) for replica, one in self._pieces(self.timeline.at(tick)).items()
-            }
+                    self._keep(mine, output, writer_thread)
+            portions = self._portions(self.timeline.at(tick))
+            active = {replica: len(portion.members) for replica, portion in portions.items()}
             mine = mine if self._replica in active else None
             with self._phase(active):
-                background.check()
+                writer_thread.check()
                 if mine is not None:
                     self._step(mine)
             self.throughput.steps += sum(active.values())
             self.throughput.settle()
             if mine is not None:
-                self._keep(mine, output, background)
+                self._keep(mine, output, writer_thread)
             if self._asked_to_stop():
                 return True
         return False
 
-    def _pieces(self, numbers: dict[int, int]) -> dict[int, Piece]:
-        return {replica: self.work.pieces[number] for replica, number in numbers.items()}
+    def _portions(self, numbers: dict[int, int]) -> dict[int, Portion]:
+        return {replica: self.work.portions[number] for replica, number in numbers.items()}
 
     @contextmanager
     def _phase(self, made: dict[int, int]) -> Iterator[None]:
@@ -270,63 +273,63 @@ class Ensemble:
         if not own and everybody:
             self._advance(everybody * self.evaluations_per_step)
 
-    def _begin(self, piece: Piece, output: MemberWriter | None) -> Underway:
-        """Make the states a piece starts from, or read those it goes on from."""
-        init = np.datetime64(self.plan.inits[piece.init], "s")
+    def _begin(self, portion: Portion, output: MemberWriter | None) -> Underway:
+        """Make the states a portion starts from, or read those it goes on from."""
+        init = np.datetime64(self.plan.inits[portion.init], "s")
         with self.throughput.spending("reading"):
-            if not piece.done:
-                x_BNTC = self.forecaster.state(init, piece.members)
-                return Underway(piece, init, 0, x_BNTC, x_BNTC)
-            x_BNTC = self._read(piece, output).to(self.forecaster.device)
-            start_BNTC = self.forecaster.start_of(init, piece.members)
-            return Underway(piece, init, self.plan.lead_h[piece.done - 1], x_BNTC, start_BNTC)
+            if not portion.done:
+                x_BNTC = self.forecaster.state(init, portion.members)
+                return Underway(portion, init, 0, x_BNTC, x_BNTC)
+            x_BNTC = self._read(portion, output).to(self.forecaster.device)
+            start_BNTC = self.forecaster.start_of(init, portion.members)
+            return Underway(portion, init, self.plan.lead_h[portion.done - 1], x_BNTC, start_BNTC)
 
-    def _read(self, piece: Piece, output: MemberWriter | None) -> Tensor:
-        """Read the last lead time of a piece on the lead, and deal it out: this rank's [M, N, T, C]."""
+    def _read(self, portion: Portion, output: MemberWriter | None) -> Tensor:
+        """Read the last lead time of a portion on the lead, and deal it out: this rank's [M, N, T, C]."""
         store, failure, x_MCYX = self.forecaster.store, None, None
         if output is not None:
-            shape = (len(piece.members), *store.mask_CYX.shape)
+            shape = (len(portion.members), *store.mask_CYX.shape)
             try:
                 read = output.read if self._channels is None else output.read_states
-                values = read(piece.init, piece.members, piece.done - 1)
+                values = read(portion.init, portion.members, portion.done - 1)
                 if values.shape != shape:
                     raise ForecastError(f"a state to go on from has the shape {values.shape}, not {shape}")
                 x_MCYX = torch.from_numpy(np.where(store.mask_CYX, values, store.fill_C[:, None, None]))
             except (ValueError, OSError) as error:  # said once the others have what they wait for
                 failure, x_MCYX = error, torch.zeros(shape)
-        x_BNTC = self.images.deal(x_MCYX, len(piece.members), len(store.names))
+        x_BNTC = self.images.deal(x_MCYX, len(portion.members), len(store.names))
         if failure is not None:
             raise failure
         return x_BNTC
 
     def _step(self, mine: Underway) -> None:
-        """Take one step of this rank's piece.
+        """Take one step of this rank's portion.
 
         Raises:
             ValueError: it is no longer finite.
         """
-        forecaster, members = self.forecaster, mine.piece.members
+        forecaster, members = self.forecaster, mine.portion.members
         mine.lead_h += forecaster.interval_h
         mine.x_BNTC = ahead(forecaster, mine.x_BNTC, mine.init, mine.lead_h, members, mine.start_BNTC)
         if error := not_finite(mine.x_BNTC, forecaster, mine.init, members, mine.lead_h):
             raise ValueError(error)
 
-    def _keep(self, mine: Underway, output: MemberWriter | None, background: Background) -> None:
+    def _keep(self, mine: Underway, output: MemberWriter | None, writer_thread: WriterThread) -> None:
         """Put the images of one lead time together, if it is kept, and hand them over to be written."""
         if (lead := self._lead_of.get(mine.lead_h)) is None:
             return
         with self.throughput.spending("writing"):
             x_MCYX = self.images.collect(mine.x_BNTC)
             if output is not None and x_MCYX is not None:
-                background.do(partial(self._write, output, mine.piece, lead, x_MCYX.numpy()))
+                writer_thread.do(partial(self._write, output, mine.portion, lead, x_MCYX.numpy()))
 
-    def _write(self, output: MemberWriter, piece: Piece, lead: int, x_MCYX: NDArray[np.float32]) -> None:
+    def _write(self, output: MemberWriter, portion: Portion, lead: int, x_MCYX: NDArray[np.float32]) -> None:
         """Write one lead time, in the background; masked points become NaN."""
         mask_CYX, states, kept = self.forecaster.store.mask_CYX, None, x_MCYX
         if self._channels is not None:
             states = x_MCYX if output.restartable else None
             kept, mask_CYX = x_MCYX[:, self._channels], mask_CYX[self._channels]
-        output.write(piece.init, piece.members, lead, np.where(mask_CYX, kept, np.float32("nan")), states)
+        output.write(portion.init, portion.members, lead, np.where(mask_CYX, kept, np.float32("nan")), states)
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was asked to stop, the same on all."""

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from aeris import config as configs
-from aeris.boundary import Boundary, BoundaryConfig
 from aeris.config import ParallelConfig
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, for_training
+from aeris.forecasting.boundary import Boundary, BoundaryConfig
+from aeris.forecasting.perturbation import Perturbation, PerturbationConfig
+from aeris.forecasting.rollout import Forecaster
 from aeris.parallelize import Seat, choose_degrees, make_network, take_seat
-from aeris.perturbation import Perturbation, PerturbationConfig
 from aeris.restore import Trained, check_fingerprint, find_trained, load_network, open_store
-from aeris.rollout import Forecaster
 from swipe import checkpoint
 from swipe.backend import choose_device, start
 from swipe.collectives import Group, all_reduce

@@ -9,9 +9,9 @@ from typing import Any
 import rich.progress
 from rich.table import Table
 
-from aeris.ensemble import Ensemble
+from aeris.forecasting.ensemble import Ensemble
+from aeris.forecasting.throughput import in_words
 from aeris.log import RunLog, console
-from aeris.throughput import in_words
 
 
 def settings(prefix: str, config: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def summary(ensemble: Ensemble) -> dict[str, Any]:
         "init_times": list(plan.inits),
         "members": plan.members,
         "batch": ensemble.batch,
-        "pieces": len(ensemble.work.pieces),
+        "portions": len(ensemble.work.portions),
         "steps_in_turn": ensemble.timeline.ticks,
         "lead_h": list(plan.lead_h),
         "channels": len(plan.names),

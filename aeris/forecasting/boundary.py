@@ -92,6 +92,11 @@ class Boundary:
                 )
             if name not in self._past.names:
                 raise ValueError(f"--boundary.climatology {self._past.path} has no {name}")
+        if config.climatology and (self._past.rows, self._past.cols) != (store.rows, store.cols):
+            raise ValueError(
+                f"--boundary.climatology {self._past.path} has {self._past.rows} x {self._past.cols} points, "
+                f"but {store.path} has {store.rows} x {store.cols}"
+            )
         self.active = bool(self._choices)
         self.needs_start = not {"persist", "anomaly"}.isdisjoint(self._choices.values())
         self._true: tuple[np.datetime64, Tensor] | None = None

@@ -6,7 +6,7 @@
 Every rank takes the same steps with its own tokens; only the network makes them depend on those of others.
 States stay in physical units and float32 from step to step, as they are written, so a forecast that goes on
 from disk is the one that was never stopped. Noise is keyed by (seed, init time, member, step, draw). Members
-start from the analysis or near it (aeris/perturbation.py); boundary fields may be prescribed (boundary.py).
+start from the analysis or near it (perturbation.py); boundary fields may be prescribed (boundary.py).
 
 Shapes: B = M members, N windows, T tokens per window, C channels, F forcings, Y rows, X columns.
 """
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aeris.boundary import Boundary
 from aeris.data.forcing import Forcing
 from aeris.data.normalize import Normalizer
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, sample
-from aeris.perturbation import Perturbation
+from aeris.forecasting.boundary import Boundary
+from aeris.forecasting.perturbation import Perturbation
 from swipe import noise
 from swipe.collectives import AgreedError, agree
 from swipe.groups import Groups, make_groups

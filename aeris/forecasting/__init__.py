@@ -1,0 +1,1 @@
+"""A trained run forward in time: opened, stepped, over members, dates and ranks."""
