@@ -21,8 +21,10 @@ import tyro
 from rich import box
 from rich.table import Table
 
-from aeris import calibrated
-from aeris.calibration_picture import plot_calibration
+from aeris.calibration import calibrated
+from aeris.calibration.picture import plot_calibration
+from aeris.calibration.sweep import MOST_WORSE, Changes, Search, Settings, Trial, most_trials, read_sweep
+from aeris.calibration.trials import Array, Trials
 from aeris.config import ParallelConfig
 from aeris.data.store import Store
 from aeris.diffusion.sampler import SamplerConfig, nfe
@@ -34,8 +36,6 @@ from aeris.forecasting.rollout import lead_times
 from aeris.log import console, progress_bar, run_program, speaker
 from aeris.scores.display import headline_channels
 from aeris.scores.plots.figure import NoMatplotlib
-from aeris.sweep import MOST_WORSE, Changes, Search, Settings, Trial, most_trials, read_sweep
-from aeris.trials import Array, Trials
 from launch.rank import discover, export, leave
 from swipe.backend import finish, keep_freed_memory, start
 from swipe.collectives import barrier, together
@@ -112,6 +112,13 @@ class Task:
         """Steps of one member in a trial."""
         return len(self.trials.inits) * self.trials.members * len(self.trials.lead_h)
 
+    @property
+    def most_evaluations(self) -> int:
+        """Network evaluations at most: of every trial with the most levels there are."""
+        levels = (self.base.sampler.levels, *self.factors.get("levels", ()))
+        per_step = max(nfe(self.base.changed({"levels": number}).sampler) for number in levels)
+        return self.most_trials * self.steps * per_step
+
 
 def prepare(arguments: Arguments) -> Task:
     """Load the run and join the other ranks; compute and write nothing.
@@ -184,14 +191,15 @@ def calibrate(task: Task) -> tuple[Trial, list[Trial]]:
     Raises:
         ValueError: the baseline's forecasts do not stay finite, or an initial state cannot be made.
     """
-    per_step = nfe(task.opened.sampler)
     with progress_bar("trial") as bar:
-        line = bar.add_task("evaluations", total=task.most_trials * task.steps * per_step, trial="")
+        line = bar.add_task("evaluations", total=task.most_evaluations, trial="")
 
         def compute(changes: Changes) -> Array | str:
             trial = f"trial {len(search.trials) + 1} of at most {task.most_trials}"
             bar.update(line, trial=trial)
-            return task.trials.run(task.base.changed(changes), lambda n: bar.advance(line, n * per_step))
+            settings = task.base.changed(changes)
+            per_step = nfe(settings.sampler)
+            return task.trials.run(settings, lambda n: bar.advance(line, n * per_step))
 
         search = Search(compute, task.trials.members, task.arguments.target_ssr)
         best = search.run(task.factors, task.base.sampler.churn)
@@ -265,7 +273,6 @@ def print_trials(best: Trial, trials: list[Trial]) -> None:
 
 def summary(task: Task) -> dict[str, Any]:
     """Return what would be computed, as plain data."""
-    per_step = nfe(task.opened.sampler)
     return {
         "run": str(task.arguments.run),
         "store": str(task.opened.store.path),
@@ -276,7 +283,7 @@ def summary(task: Task) -> dict[str, Any]:
         "sweep": {name: list(values) for name, values in task.factors.items()},
         "trials_at_most": task.most_trials,
         "steps_of_a_member_in_a_trial": task.steps,
-        "evaluations_at_most": task.most_trials * task.steps * per_step,
+        "evaluations_at_most": task.most_evaluations,
         "ranks": task.opened.seat.groups.dims.world,
         "replicas": task.opened.replicas,
     }

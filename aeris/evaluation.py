@@ -28,7 +28,7 @@ from aeris.scores.collecting import Collector, Fields
 from aeris.scores.display import headline_channels
 from aeris.scores.matching import match
 from aeris.scores.parts import Parts
-from aeris.scores.rivals import Judged, read_judged
+from aeris.scores.rivals import Judged, read_rival
 from aeris.scores.scoring import EVENT_CHANNELS, Labels, Options, Scoring
 from aeris.scores.slots import draw_times
 from aeris.scores.winds import PickedStore, components
@@ -129,18 +129,18 @@ class Evaluation:
         self.period = self.truth.statistics.train_period
         self.source = self._climatology_store()
         self._check_members()
-        self.rivals = [_rival(text) for text in config.against]
+        self.rivals = [read_rival(text) for text in config.against]
         self.opened = self._open_climatology()
         self.labels = Labels(
             self._title(), config.forecast, str(self.truth.path), config.weights, self._notes()
         )
 
     def _title(self) -> str:
-        """Return what the data are: the packaged atmosphere has a name, others say it themselves."""
-        if self.truth.path.resolve() == packaged_sample().resolve():
-            return SAMPLE_TITLE
-        sources = [source["title"] for source in self.truth.made.get("about", ()) if "title" in source]
-        return str(self.forecast.attrs.get("title") or "; ".join(sources) or self.truth.path.name)
+        """Return what the data are, as they say it themselves; simulations are called by their name."""
+        titles = (about.get("title") or about.get("source") for about in self.truth.made.get("about", ()))
+        data = "; ".join(dict.fromkeys(title for title in titles if title))
+        title = str(self.forecast.attrs.get("title") or data or self.truth.path.name)
+        return SAMPLE_TITLE if "SPEEDY" in data and "perfect-model" not in title else title
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
@@ -203,7 +203,7 @@ class Evaluation:
         except ValueError:
             if len(own) == len(self.pair.names):
                 raise
-            opened = _widened(open_climatology(self.config.climatology, self.truth, own), self.pair.names)
+            opened = open_climatology(self.config.climatology, self.truth, own).widened(self.pair.names)
         lacking = opened.without(self.usual_times)
         if lacking:
             raise ValueError(f"{self.config.climatology} lacks {len(lacking)} slots, first {lacking[0]}")
@@ -392,24 +392,3 @@ class Evaluation:
             "out": str(self.out),
             "notes": [*self.labels.notes, *pair.notes()],
         }
-
-
-def _rival(text: str) -> Judged:
-    """Read NAME=FORECAST or FORECAST."""
-    name, found, path = text.partition("=")
-    return read_judged(path, name) if found else read_judged(text)
-
-
-def _widened(inner: Climatology, names: tuple[str, ...]) -> Climatology:
-    """Return a climatology with NaN for the channels it lacks, which are wind speeds."""
-    places = [inner.names.index(name) if name in inner.names else -1 for name in names]
-
-    def fields(kind: str, slot: Any) -> Fields:
-        x_CYX = inner.field(kind, slot)
-        wide_CYX = np.full((len(places), *x_CYX.shape[1:]), np.nan, dtype=np.float32)
-        for number, place in enumerate(places):
-            if place >= 0:
-                wide_CYX[number] = x_CYX[place]
-        return wide_CYX
-
-    return Climatology(inner.about, names, tuple(inner.slots), inner.quantiles, fields)

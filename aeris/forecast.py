@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import tyro
 
-from aeris import calibrated
+from aeris.calibration import calibrated
 from aeris.config import ParallelConfig
 from aeris.data.forecasts import ForecastPlan, ForecastWriter
 from aeris.data.store import Store
@@ -209,7 +209,7 @@ def check_fields(forecaster: Forecaster, inits: tuple[str, ...], members: int, l
 def about(arguments: Arguments, store: Store, meta: dict[str, Any]) -> dict[str, Any]:
     """Say where the forecast comes from, for those who open the file."""
     sources = store.made.get("about") or [{}]
-    data = sources[0].get("title") or store.path.name
+    data = sources[0].get("title") or sources[0].get("source") or store.path.name
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {
         "title": f"AERIS ensemble forecast on {data}",

@@ -53,6 +53,7 @@ BENCHMARKS = {
     "weak_scaling": Benchmark(),
     "strong_scaling": Benchmark(),
     "startup": Benchmark(("--ranks", "1,4", "--rounds", "1")),
+    "forecast": Benchmark(),
     "aurora": Benchmark(("--model", "tiny", "--rounds", "2"), needs="aurora"),
 }
 """In the order they run."""

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from aeris import calibrate, calibrated
+from aeris import calibrate
 from aeris import config as configs
+from aeris.calibration import calibrated
+from aeris.calibration.sweep import Search, Settings, crps_change, most_trials, read_sweep
 from aeris.config import DiffusionConfig, ModelConfig, RunConfig
 from aeris.data.store import Store, packaged_sample
 from aeris.diffusion.sampler import SamplerConfig
@@ -20,7 +22,6 @@ from aeris.model.initialise import initialise
 from aeris.parallelize import build_model, make_layout
 from aeris.restore import channel_counts
 from aeris.scores.metrics import EnsembleScores
-from aeris.sweep import Search, Settings, crps_change, most_trials, read_sweep
 from swipe import checkpoint
 
 BASE = Settings(SamplerConfig(), PerturbationConfig())
@@ -184,7 +185,7 @@ def test_the_program_chooses_writes_and_goes_on(
         raise AssertionError("the network was asked again")
 
     before = (run_dir / "calibration.json").read_text()
-    monkeypatch.setattr("aeris.trials.ahead", never)
+    monkeypatch.setattr("aeris.calibration.trials.ahead", never)
     call(monkeypatch, *words(run_dir, inits))
     assert (run_dir / "calibration.json").read_text() == before
     for path in (run_dir / "calibration").glob("*.json"):

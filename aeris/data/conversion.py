@@ -236,8 +236,8 @@ def read_fields(conversion: Conversion, start: int, stop: int) -> Field:
 
 def regrid(conversion: Conversion, x_YX: Field) -> Field:
     """Bring fields from the grid of the sources to that of the store."""
-    latitude_deg = conversion.sources.latitude_deg[conversion.row_offset :]
-    return coarsen(x_YX[..., conversion.row_offset :, :], latitude_deg, conversion.coarsen)
+    latitude_deg = conversion.sources.latitude_deg[conversion.dropped :]
+    return coarsen(x_YX[..., conversion.dropped :, :], latitude_deg, conversion.coarsen)
 
 
 def _check_values(x_nYX: Field, name: str, may_miss: bool, times: NDArray[np.datetime64]) -> None:

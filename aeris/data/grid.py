@@ -22,6 +22,17 @@ def rows_to_drop(latitude_deg: NDArray[np.float64]) -> int:
     return int(both_poles and len(latitude_deg) % 2 == 1)
 
 
+def rows_gone(latitude_deg: NDArray[np.float64]) -> int:
+    """Return how many rows a source left out at the north: 1 where just the pole is missing, else 0.
+
+    AERIS's own files are so: even steps from 89.75 to -90 degrees.
+    """
+    steps = -np.diff(latitude_deg)
+    even = bool(len(steps) and np.ptp(steps) < 1e-3)
+    ends = np.array([latitude_deg[0] + steps.mean(), -latitude_deg[-1]]) if even else np.zeros(2)
+    return int(np.all(np.abs(ends - POLE_DEG) < 1e-3))
+
+
 def check_coarsening(rows: int, cols: int, factor: int) -> None:
     """Refuse boxes that do not tile the grid.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aeris.data import given
 from aeris.data.axes import find_gaps
-from aeris.data.grid import check_coarsening, coarsen_axis, rows_to_drop
+from aeris.data.grid import check_coarsening, coarsen_axis, rows_gone, rows_to_drop
 from aeris.data.options import Options
 from aeris.data.sources import Sources, open_source
 from aeris.data.statistics import HOUR_S
@@ -57,7 +57,10 @@ class Conversion:
     latitude_deg: NDArray[np.float64]
     """Of the store, after dropping and averaging."""
     longitude_deg: NDArray[np.float64]
+    dropped: int
+    """Rows of the sources dropped at the north pole."""
     row_offset: int
+    """Rows of the original grid north of the store's first: dropped here, or by whoever made the sources."""
     coarsen: int
     window: int
     train_s: tuple[int, int]
@@ -124,8 +127,8 @@ def plan(options: Options) -> Conversion:
         refuse_gaps(times, sources.imputed(variables))
     for variable in variables:
         sources.check_times(variable, times)
-    row_offset = rows_to_drop(sources.latitude_deg)
-    latitude_deg = sources.latitude_deg[row_offset:]
+    dropped = rows_to_drop(sources.latitude_deg)
+    latitude_deg = sources.latitude_deg[dropped:]
     check_coarsening(len(latitude_deg), len(sources.longitude_deg), options.coarsen)
     latitude_deg = coarsen_axis(latitude_deg, options.coarsen)
     longitude_deg = coarsen_axis(sources.longitude_deg, options.coarsen)
@@ -139,7 +142,8 @@ def plan(options: Options) -> Conversion:
         time_s=times.astype(np.int64),
         latitude_deg=latitude_deg,
         longitude_deg=longitude_deg,
-        row_offset=row_offset,
+        dropped=dropped,
+        row_offset=dropped + rows_gone(sources.latitude_deg),
         coarsen=options.coarsen,
         window=options.window,
         train_s=(int(train[0].astype(np.int64)), int(train[1].astype(np.int64))),
@@ -310,7 +314,7 @@ def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
         "channels": conversion.names,
         "times": [len(conversion.time_s), hashlib.sha256(conversion.time_s.tobytes()).hexdigest()[:16]],
         "grid": list(conversion.size),
-        "north rows dropped": conversion.row_offset,
+        "north rows dropped": conversion.dropped,
         "member": options.member,
         **({"units": list(options.units)} if options.units else {}),
         "coarsen": options.coarsen,

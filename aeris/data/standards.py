@@ -87,6 +87,8 @@ class RunStore(Store):
         ValueError: it has other channels than the run.
     """
 
+    noise_where_hidden = True  # hidden points were filled in those files, and trained on like any other
+
     def __init__(self, path: str | Path, standards: Standards) -> None:
         super().__init__(path)
         if self.names != standards.channels:

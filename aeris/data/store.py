@@ -46,6 +46,9 @@ class Store:
         StoreError: missing, unfinished, truncated or not a store; says what to do.
     """
 
+    noise_where_hidden = False
+    """Whether noise and residuals are not 0 where a mask hides a point, as networks of other code know it."""
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         header = self.path / HEADER

@@ -140,8 +140,10 @@ class Forecaster:
         return ahead if self._valid_NTC is None else torch.where(self._valid_NTC, ahead, self._fill_C)
 
     def _hide(self, x_BNTC: Tensor) -> Tensor:
-        """Put 0 where a mask hides a point."""
-        return x_BNTC if self._valid_NTC is None else torch.where(self._valid_NTC, x_BNTC, 0.0)
+        """Put 0 where a mask hides a point, unless the network was trained with numbers there."""
+        if self._valid_NTC is None or self.store.noise_where_hidden:
+            return x_BNTC
+        return torch.where(self._valid_NTC, x_BNTC, 0.0)
 
 
 @torch.no_grad()

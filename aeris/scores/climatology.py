@@ -139,6 +139,20 @@ class Climatology:
         """Return the slots of these times it does not have."""
         return [slot for slot in needed_slots(valid_times) if slot not in self.slots]
 
+    def widened(self, names: Sequence[str]) -> Climatology:
+        """Return it for the channels `names`, with NaN for those it lacks, such as wind speeds."""
+        places = [self.names.index(name) if name in self.names else -1 for name in names]
+
+        def fields(kind: str, slot: Slot) -> Fields:
+            x_CYX = self._fields(kind, slot)
+            wide_CYX = np.full((len(places), *x_CYX.shape[1:]), np.nan, dtype=np.float32)
+            for number, place in enumerate(places):
+                if place >= 0:
+                    wide_CYX[number] = x_CYX[place]
+            return wide_CYX
+
+        return Climatology(self.about, names, tuple(self.slots), self.quantiles, fields)
+
 
 @dataclass(frozen=True)
 class Build:

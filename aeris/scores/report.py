@@ -86,7 +86,8 @@ def _weighted(card: Scorecard) -> str:
 
 def headline_table(card: Scorecard) -> Table:
     """Return the table of one row per lead time, means over channels."""
-    table = _table(f"{card.title}: mean over {len(card.own)} channels", _weighted(card))
+    many = f"mean over {len(card.own)} channels" if len(card.own) > 1 else card.names[card.own[0]]
+    table = _table(f"{card.title}: {many}", _weighted(card))
     table.add_column("lead", justify="right")
     table.add_column("RMSE /\npersistence", justify="right")
     table.add_column("worst\nchannel")

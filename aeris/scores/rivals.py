@@ -118,6 +118,12 @@ def read_judged(path: str, name: str = "") -> Judged:
         raise ValueError(f"{file} cannot be read ({error}): evaluate that forecast again") from None
 
 
+def read_rival(text: str) -> Judged:
+    """Read the sums of NAME=FORECAST or FORECAST; see `read_judged`."""
+    name, found, path = text.partition("=")
+    return read_judged(path, name) if found else read_judged(text)
+
+
 @dataclass(frozen=True)
 class Contest:
     """Forecasts side by side.

@@ -168,8 +168,8 @@ class Scorecard:
 
         A channel without a score (NaN) is left out of a mean.
         """
-        names = ("rmse_ratio", "rmse_ratio_climatology", "crps_ratio", "crps_ratio_climatology")
-        names += ("ssr", "lsd_member")
+        against = ("rmse_ratio", "rmse_ratio_climatology", "crps_ratio", "crps_ratio_climatology")
+        names = (*against, "ssr", "lsd_member")
         means = {
             name: mean_over_channels(self.values[name][:, self.own]) for name in names if name in self.values
         }

@@ -216,6 +216,8 @@ class Scoring:
         spectra = self.collectors.get("spectra")
         thinned = isinstance(spectra, SpectrumSums) and not spectra.complete
         said = self.usual.describe() if self.usual else ""
+        if self.options.drawn_members:
+            said += f"; its CRPS is of {self.options.drawn_members} members drawn from these"
         return fill(self.pair, self.labels, sums, said, kept, thinned), more
 
 

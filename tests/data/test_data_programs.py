@@ -227,8 +227,8 @@ def test_hints_name_what_is_odd() -> None:
     (said,) = changed(residual_mean=drift)
     assert said.startswith("drifts: mean change over 6 h in units of its std: z500 0.7")
     store.made = {"sources": ["1959-2023-era5.zarr"]}
-    (said,) = changed(mean_C=with_one(good.mean_C, 47000.0))
-    assert said == "z500: mean 47000, where ERA5 at 1.5 degrees has 54133" or "std" in said
+    said = changed(mean_C=with_one(good.mean_C, 44000.0))
+    assert "z500: mean 44000, where ERA5 at 1.5 degrees has 54133" in said
 
 
 def test_dry_run_says_hours_memory_and_stripes(

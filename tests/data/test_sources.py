@@ -355,8 +355,8 @@ def test_files_that_are_none(weather, tmp_path: Path) -> None:
         (lambda d: d, r"is in two sources at 1999-12-30T18:00:00 \(index 0\)"),
         (lambda d: d.isel(latitude=slice(0, 6)), r"is on another grid than .* \(latitude_deg\)"),
         (
-            lambda d: d.assign_coords(time=d.time + np.timedelta64(3, "D"))[["2m_temperature"]],
-            r"10m_u_component_of_wind is missing at 2000-01-02T18:00:00 \(index 10\)",
+            lambda d: d.assign_coords(time=d.time + np.timedelta64(60, "h"))[["2m_temperature"]],
+            r"10m_u_component_of_wind is missing at 2000-01-02T06:00:00 \(index 10\)",
         ),
     ],
 )

@@ -97,6 +97,8 @@ def test_every_layout_gives_the_store_of_the_plain_zarr(
         assert store.read(index).tobytes() == plain.read(index).tobytes()
     for name, field in plain.static.items():
         assert store.static[name].tobytes() == field.tobytes()
+    assert store.row_offset == plain.row_offset == 1
+    assert store.fingerprint == plain.fingerprint
     assert store.masks["sst"].tobytes() == plain.masks["sst"].tobytes()
 
 
@@ -245,16 +247,26 @@ def test_imputed_times_are_left_out_where_they_matter(air, tmp_path: Path) -> No
     np.testing.assert_array_equal(q[:, 0], air["specific_humidity"].values[[0, 1, 2, 4, 5, 6, 7, 8, 9], 2])
 
 
-def test_makani_channel_that_does_not_change(air, tmp_path: Path) -> None:
-    names = {**writers.SHORT, "land_sea_mask": "lsm"}
+def test_makani_channel_that_does_not_change(air, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers.columns, "__defaults__", ("", {**writers.SHORT, "land_sea_mask": "lsm"}))
     land = air["land_sea_mask"].expand_dims(time=air.time)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writers.columns, "__defaults__", ("", names))
-        path = writers.makani_year(tmp_path / "2000.h5", air.assign(land_sea_mask=land))
+    path = writers.makani_year(tmp_path / "2000.h5", air.assign(land_sea_mask=land))
     x_YX = Sources([open_source(path)]).read_static("land_sea_mask")
     np.testing.assert_array_equal(x_YX, air["land_sea_mask"].values)
     with pytest.raises(ValueError, match="--member 2 was given, but there is no ensemble dimension"):
         open_source(path, member=2)
+
+
+def test_makani_invariant_in_another_order(air, tmp_path: Path) -> None:
+    root = writers.makani(tmp_path / "m", air)
+    with h5py.File(root / "invariants" / "orography.nc", "r+") as file:
+        file["latitude"] = air.latitude.values
+        open_source(root)
+        file["latitude"][:] = -air.latitude.values
+    with pytest.raises(
+        ValueError, match=r"orography.nc: its latitude runs from -90 to 90, .* from 90 to -90"
+    ):
+        open_source(root)
 
 
 def test_virtual_file_that_lost_its_sources(air, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -194,4 +193,3 @@ def test_the_program_says_what_it_makes(
     assert "members: 2" in capsys.readouterr().out and open_forecast(out).members == 2
     program.main()
     assert "is there already" in capsys.readouterr().out
-    assert dataclasses.is_dataclass(EnsembleOptions)

@@ -35,6 +35,8 @@ Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class ToyStore:
     """What a rollout needs of a store: two init times, three channels, the last hidden on some points."""
 
+    noise_where_hidden = False
+
     def __init__(self, masked: bool = True) -> None:
         rng = np.random.default_rng(0)
         self.path = Path("toy")
@@ -156,6 +158,20 @@ def test_hidden_points_stay_at_their_fill_value_and_show_the_network_zeros() -> 
     for x_BNTC in seen:
         assert (x_BNTC[..., :3][:, hidden_NTC] == 0).all()
         assert (x_BNTC[..., 3:6][:, hidden_NTC] == 0).all()
+
+
+def test_networks_of_other_code_see_noise_on_hidden_points_and_these_keep_their_fill_value() -> None:
+    def watched(x_BNTC: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        seen.append(x_BNTC)
+        return pointwise(x_BNTC, t_B)
+
+    seen: list[torch.Tensor] = []
+    forecaster = make(watched)
+    forecaster.store.noise_where_hidden = True
+    hidden_NTC = torch.from_numpy(~forecaster.store.valid_windows(forecaster.layout.shard))
+    out = fields(forecaster, [0, 1])
+    assert (out[:, :, ~forecaster.store.mask_CYX] == forecaster.store.fill_C[2]).all()
+    assert all((x_BNTC[..., :3][:, hidden_NTC] != 0).any() for x_BNTC in seen)
 
 
 def test_goes_on_from_a_lead_time_bit_for_bit() -> None:

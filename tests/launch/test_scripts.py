@@ -303,7 +303,7 @@ def test_small_run_is_real_and_its_forecast_too(runs: dict[str, Future[Ran]], tm
     first = submit("pbs/forecast.sh", tmp_path, given)
     assert first.status == 0, first.output
     assert (tmp_path / "f.zarr").is_dir()
-    twin = submit("launch/slurm/forecast.sh", tmp_path, {**given, "ranks": ""})
+    twin = submit("launch/slurm/forecast.sh", tmp_path, given)  # it is there: done
     assert twin.status == 0, twin.output
     ((*_, launcher), (*_, other)) = first.named("mpiexec"), twin.named("srun")
     same = [words[words.index("aeris.forecast") + 1 :] for words in (launcher, other)]

@@ -126,7 +126,8 @@ def _mapping_table(part: Source) -> Table:
 def _rows(conversion: Conversion, options: Options) -> list[tuple[str, str]]:
     times = conversion.time_s.astype("datetime64[s]")
     (rows, cols), side = conversion.size, conversion.window
-    dropped = f", {conversion.row_offset} row at the north pole dropped" if conversion.row_offset else ""
+    dropped = ", the row at the north pole dropped" if conversion.dropped else ""
+    dropped = dropped or ", without the row at the north pole" * bool(conversion.row_offset)
     averaged = f", means of {options.coarsen} x {options.coarsen}" if options.coarsen > 1 else ""
     start, end = (np.datetime64(second, "s") for second in conversion.train_s)
     default = "" if any(options.train_period) else f" (the first {TRAIN_SHARE:.0%}; else --train-period)"

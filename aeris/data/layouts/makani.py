@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aeris.data.axes import grid_mapping, plain_axes
 from aeris.data.layouts.channels import Rows, group_fields, levels_of, times_row
-from aeris.data.layouts.collection import join
+from aeris.data.layouts.collection import SAME_DEG, join
 from aeris.data.layouts.hdf5 import Files, check_virtual, open_hdf5
 from aeris.data.layouts.source import NO_TIMES, Source, Times, Variable, variable_unit
 from aeris.data.variables import STATIC, field_called
@@ -208,8 +208,10 @@ def _invariants(file: Path, like: Source, told: Mapping[str, str]) -> list[Sourc
         try:
             with xr.open_dataset(path, engine="h5netcdf", decode_times=False, phony_dims="sort") as raw:
                 arrays = {str(k): (raw[k].values, raw[k].attrs.get("units")) for k in raw.data_vars}
+                places = {str(k): raw[k].values for k in raw.variables if raw[k].ndim == 1}
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
+        _check_places(path, like, places)
         for key, (x, unit) in arrays.items():
             name = _invariant_name(key, path)
             if name not in wanted:
@@ -217,6 +219,22 @@ def _invariants(file: Path, like: Source, told: Mapping[str, str]) -> list[Sourc
             found.append(_invariant(path, like, name, key, np.squeeze(x), unit, told))
             wanted.discard(name)
     return found
+
+
+def _check_places(path: Path, like: Source, places: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse an invariant whose rows or cols, where it says them, are in another order than the fields'."""
+    lat, lon = like.axes.latitude_deg, np.empty_like(like.axes.longitude_deg)
+    lon[like.axes.longitude_order] = like.axes.longitude_deg
+    for key, x in places.items():
+        ours = {"lat": lat[:: -1 if like.axes.flipped else 1], "lon": lon}.get(key.lower()[:3])
+        if ours is None or x.shape != ours.shape or x.dtype.kind != "f":
+            continue
+        off = (np.asarray(x, np.float64) - ours + 180.0) % 360.0 - 180.0
+        if np.abs(off).max() > SAME_DEG:
+            raise ValueError(
+                f"{path}: its {key} runs from {x[0]:g} to {x[-1]:g}, that of the fields from {ours[0]:g} to "
+                f"{ours[-1]:g}: bring it into their order"
+            )
 
 
 def _invariant_name(key: str, path: Path) -> str:

@@ -79,7 +79,12 @@ def on_pressure_levels(
             "latitude": ("latitude", x.lat.values, {"units": "degrees_north"}),
             "longitude": ("longitude", x.lon.values, {"units": "degrees_east"}),
         },
-        {"Conventions": "CF-1.8", "source": "SPEEDY (jcm 3.0.0), T31", "comment": COMMENT},
+        {
+            "Conventions": "CF-1.8",
+            "title": "SPEEDY perfect-model experiment",
+            "source": "SPEEDY (jcm 3.0.0), T31",
+            "comment": COMMENT,
+        },
     )
 
 

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aeris.calibrated import plain
+from aeris.calibration.calibrated import plain
+from aeris.calibration.sweep import Settings
 from aeris.data.variables import latitude_weights
 from aeris.diffusion.sampler import for_training
 from aeris.forecasting.opening import Opened, make_perturbation
 from aeris.forecasting.rollout import ahead, lead_times, not_finite
 from aeris.scores.metrics import EnsembleScores
-from aeris.sweep import Settings
 from swipe.collectives import agree, all_reduce, tell, together
 from swipe.images import Images
 

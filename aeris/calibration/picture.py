@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from aeris.calibration.sweep import Trial
 from aeris.scores.plots import figure as look
 from aeris.scores.plots.figure import lead_axis, picture
-from aeris.sweep import Trial
 
 BEFORE, AFTER = look.PERSISTENCE, look.MEAN
 LABELLED = 6  # trials, besides the baseline and the chosen one
