@@ -22,6 +22,7 @@ FENCE = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 MODULE = re.compile(r"\bpython3? -m ((?:aeris|swipe|launch)[\w.]*)(.*)")
 FLAG = re.compile(r"--[a-z][\w.-]*")
+COMMANDS = {"launch": "[a-z]+", "aeris.data": "[a-z]+", "aeris.data.speedy": "ensemble"}
 
 
 def links(text: str) -> list[str]:
@@ -58,7 +59,7 @@ def commands(text: str) -> list[tuple[str, tuple[str, ...]]]:
     for line in "\n".join(code).replace("\\\n", " ").splitlines():
         if match := MODULE.search(line.split(" # ")[0]):
             own, _, after = match[2].partition(" -- ")
-            command = re.match(r" ([a-z]+)", own) if match[1] == "launch" else None
+            command = re.match(rf" {COMMANDS[match[1]]}\b", own) if match[1] in COMMANDS else None
             found.append((match[1] + (command[0] if command else ""), tuple(FLAG.findall(own))))
             if started := re.match(r"(aeris[\w.]+)(.*)", after):
                 found.append((started[1], tuple(FLAG.findall(started[2]))))

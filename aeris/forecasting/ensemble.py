@@ -10,7 +10,6 @@ Shapes: M members, N windows, T tokens per window, C channels, Y rows, X columns
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aeris.data.forecasts import ForecastError, ForecastPlan, ForecastWriter, MemberWriter
+from aeris.data.init_times import read_init_times
 from aeris.data.store import Store
 from aeris.diffusion.sampler import nfe
 from aeris.forecasting.portions import Portion, Timeline, Work, look
@@ -34,8 +34,6 @@ from aeris.interruption import Requests
 from swipe.collectives import least, tell, together
 from swipe.images import Images
 
-RANGE = re.compile(r"(\d{4}-[^:]*(?::\d\d){0,2}):(\d{4}-.*):(\d+)h")
-"""START:END:STEPh, where the times may have minutes and seconds."""
 ROOM = 2
 """Lead times of a portion that wait to be written while the next is computed."""
 
@@ -46,27 +44,10 @@ def init_times(words: tuple[str, ...], store: Store) -> tuple[str, ...]:
     Raises:
         ValueError: not a time, an empty range, or a time the store does not have (names the nearest).
     """
-    times: set[np.datetime64] = set()
-    for word in words:
-        match = RANGE.fullmatch(word)
-        try:
-            start, end = (
-                np.datetime64(text, "s") for text in (match.groups()[:2] if match else (word, word))
-            )
-        except ValueError:
-            raise ValueError(
-                f"init time {word!r} is not a time: write 2000-05-31T00, or START:END:STEPh such as "
-                f"2000-05-31T00:2000-06-02T00:24h"
-            ) from None
-        step = np.timedelta64(int(match[3]) if match else 1, "h")
-        if np.isnat(start) or np.isnat(end) or end < start or step <= np.timedelta64(0, "h"):
-            raise ValueError(
-                f"init times {word!r} are none: the end comes before the start, or the step is 0"
-            )
-        times.update(np.arange(start, end + np.timedelta64(1, "s"), step))
-    for moment in sorted(times):
+    times = read_init_times(words)
+    for moment in times:
         store.index_of(moment)
-    return tuple(str(moment) for moment in sorted(times))
+    return tuple(map(str, times))
 
 
 @dataclass

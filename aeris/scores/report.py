@@ -53,6 +53,10 @@ _EVENT_COLUMNS = {
 }
 
 
+_ROWS = 30
+"""Lead times in a table on a terminal, at most."""
+
+
 def decimals(value: float) -> int:
     """Return the decimals that show a value at three significant digits, at most 6."""
     if not math.isfinite(value) or value == 0:
@@ -85,8 +89,12 @@ def _weighted(card: Scorecard) -> str:
 
 
 def headline_table(card: Scorecard) -> Table:
-    """Return the table of one row per lead time, means over channels."""
+    """Return a table of a row per lead time, means over channels; of many every n-th, the last included."""
     many = f"mean over {len(card.own)} channels" if len(card.own) > 1 else card.names[card.own[0]]
+    rows = card.headline()
+    every = math.ceil(len(rows) / _ROWS)
+    if every > 1:
+        many += f"; 1 lead time in {every}, all are in the files"
     table = _table(f"{card.title}: {many}", _weighted(card))
     table.add_column("lead", justify="right")
     table.add_column("RMSE /\npersistence", justify="right")
@@ -98,7 +106,7 @@ def headline_table(card: Scorecard) -> Table:
     if drawn:
         table.add_column("CRPS /\nclimatology", justify="right")
     table.add_column("SSR", justify="right")
-    for row in card.headline():
+    for row in rows[(len(rows) - 1) % every :: every]:
         cells = [lead_text(int(row["lead_h"])), _shaded(float(row["rmse_ratio"]))]
         cells.append(f"{row['worst_channel']} {_shaded(float(row['worst_ratio']))}")
         if card.climatology:

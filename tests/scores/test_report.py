@@ -38,6 +38,14 @@ def test_tables_fit_a_terminal_and_say_how_they_were_made(card):
     assert line.split()[1:3] == ["g/kg", number(value, decimals(value))]
 
 
+def test_of_many_lead_times_every_nth_is_shown_and_the_last(card, monkeypatch):
+    monkeypatch.setattr("aeris.scores.report._ROWS", 2)
+    table = printed(card, []).split("regions")[0]
+    shown = [text for text in map(lead_text, card.lead_h) if f" {text} " in table]
+    assert "1 lead time in 2" in table
+    assert shown == [lead_text(hours) for hours in card.lead_h[::-1][::2][::-1]]
+
+
 def test_one_member_is_said(one_member_card):
     assert "one member: CRPS is the mean absolute error" in printed(one_member_card, [0])
 
