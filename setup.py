@@ -48,7 +48,7 @@ EXTRAS = {
     # The package ours is compared with. Its torchvision must fit the torch that is there.
     "official": ["microsoft-aurora>=2.0.1"],
     # Makes SPEEDY data: a general circulation model in JAX, with its dynamical core.
-    "speedy": ["jcm==3.0.0", "dinosaur"],
+    "speedy": ["jcm==3.0.0", "dinosaur", "jax"],
     # Reads GRIB.
     "grib": ["cfgrib>=0.9.10"],
     # Reads gs:// addresses.

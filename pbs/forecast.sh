@@ -5,8 +5,8 @@
 #       pbs/forecast.sh
 #
 # Settings (qsub -v NAME=VALUE,...): RUN_DIR, OUT, FLAGS (flags of aeris.forecast, by blanks; --init and --lead-h
-# are needed, --members is worth a thought), NODES (more share members and init times), MARGIN_S (it stops so long
-# before its time is up, with everything written), VENV, ARCHIVE.
+# are needed, --members is worth a thought), NODES (more share members and init times), VENV, ARCHIVE. It
+# stops 180 s before its time is up, with everything written.
 #PBS -N forecast
 #PBS -q debug
 #PBS -l select=1
@@ -22,5 +22,5 @@ export NODES="${NODES:-1}"
 source pbs/env/alcf-aurora.sh
 read -r -a flags <<<"${FLAGS:?flags of aeris.forecast, at least --init and --lead-h}"
 exec python -m launch job --machine alcf-aurora --nodes "$NODES" --stage "${ARCHIVE:-}" \
-    --margin-s "${MARGIN_S:-180}" -- \
+    --margin-s 180 -- \
     aeris.forecast "${RUN_DIR:?the run directory}" --out "${OUT:?where to}" --run-dir "$OUT.job" "${flags[@]}"

@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -344,6 +344,7 @@ RULES: list[tuple[Rule, dict[str, str]]] = [
 ]
 
 
+@cache
 def project() -> list[Module]:
     """Read the project's own text files."""
     patterns = [f"{top}/**/*.py" for top in (*PACKAGES, "benchmarks", "tests")]

@@ -117,5 +117,5 @@ def test_ezpz_is_never_declared(declared: dict[str, Any]) -> None:
     groups = [declared["install_requires"], *declared["extras_require"].values()]
     assert not any("ezpz" in names(group) for group in groups)
     assert set(declared["extras_require"]) == {
-        *("mpi", "plot", "dev", "deepspeed", "intel", "hub", "official", "speedy")
+        *("mpi", "plot", "dev", "deepspeed", "intel", "hub", "official", "speedy", "grib", "cloud")
     }

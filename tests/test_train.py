@@ -156,13 +156,15 @@ def small_store(path: Path) -> Path:
     import numpy as np
     import xarray as xr
 
-    from aeris.data import convert
+    from aeris.data import conversion
+    from aeris.data.options import Options
+    from aeris.data.plan import plan
 
     rng = np.random.default_rng(0)
     dims = ("time", "latitude", "longitude")
     fields = {
-        n: (dims, rng.standard_normal((12, 8, 8)).cumsum(0) + 280)
-        for n in ("2m_temperature", "10m_u_component_of_wind")
+        n: (dims, rng.standard_normal((12, 8, 8)).cumsum(0) + mean)
+        for n, mean in (("2m_temperature", 280), ("10m_u_component_of_wind", 0))
     }
     static = {n: (dims[1:], rng.random((8, 8))) for n in ("geopotential_at_surface", "land_sea_mask")}
     coords = {
@@ -172,7 +174,7 @@ def small_store(path: Path) -> Path:
     }
     source = path.with_suffix(".nc")
     xr.Dataset(fields | static, coords).to_netcdf(source, engine="h5netcdf")
-    convert.run(convert.plan(convert.Options((str(source), str(path)), window=4)))
+    conversion.run(plan(Options((str(source), str(path)), window=4)))
     return path
 
 

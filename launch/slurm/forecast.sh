@@ -6,8 +6,8 @@
 #       --lead-h 240' launch/slurm/forecast.sh
 #
 # Settings (sbatch --export=ALL,NAME=VALUE,...): RUN_DIR, OUT, FLAGS (flags of aeris.forecast, by blanks; --init
-# and --lead-h are needed, --members is worth a thought), NODES (more share members and init times), MARGIN_S (it
-# stops so long before its time is up, with everything written), VENV, ARCHIVE.
+# and --lead-h are needed, --members is worth a thought), NODES (more share members and init times), VENV, ARCHIVE.
+# It stops 180 s before its time is up, with everything written.
 #SBATCH --job-name=forecast
 #SBATCH --partition=dev-g
 #SBATCH --nodes=1
@@ -23,5 +23,5 @@ export NODES="${NODES:-1}"
 source launch/slurm/env/lumi.sh
 read -r -a flags <<<"${FLAGS:?flags of aeris.forecast, at least --init and --lead-h}"
 exec python -m launch job --machine lumi --nodes "$NODES" --stage "${ARCHIVE:-}" \
-    --margin-s "${MARGIN_S:-180}" -- \
+    --margin-s 180 -- \
     aeris.forecast "${RUN_DIR:?the run directory}" --out "${OUT:?where to}" --run-dir "$OUT.job" "${flags[@]}"

@@ -19,6 +19,7 @@ from aeris.data.options import Options
 from aeris.data.plan import plan
 from aeris.data.statistics import Statistics
 from aeris.data.store import Store, packaged_sample
+from aeris.log import console
 
 Program = Callable[..., Any]
 
@@ -29,7 +30,7 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*words: object) -> Any:
         monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(console, "width", 200)
         main()
         said = capsys.readouterr().out
         return json.loads(said) if "--json" in words else said

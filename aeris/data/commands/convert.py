@@ -110,6 +110,8 @@ def show(conversion: Conversion, options: Options, expected: Estimate | None = N
     for part in conversion.sources.parts:
         console.print(_mapping_table(part))
     table = Table(title=str(conversion.destination), show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # commands in it are to be copied whole
     for row in [*_rows(conversion, options), *(expected.rows() if expected else [])]:
         table.add_row(*row)
     console.print(table)

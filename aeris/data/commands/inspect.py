@@ -73,6 +73,8 @@ def _show(report: dict[str, Any]) -> None:
     """Print a report as tables."""
     title = escape(f"{report['path']} ({report['layout']})")
     table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in report["facts"].items():
         table.add_row(key, escape(str(value)))
     console.print(table)
