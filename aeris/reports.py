@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,7 +148,7 @@ def draw(
         pictures["published"] = lambda path: plot_beside(beside, path)
     for one in beside:
         if one.has_difference:
-            pictures[f"published_{one.metric}"] = lambda path, one=one: plot_differences(one, path)  # type: ignore[misc]
+            pictures[f"published_{one.metric}"] = partial(plot_differences, one)
     paths = []
     for name, picture in pictures.items():
         paths.append(directory / f"{name}.png")

@@ -18,6 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Settings:
 
     def changed(self, changes: Changes) -> Settings:
         """Return other settings; amplitude 0 means no perturbation, another one of no kind means noise."""
-        numbers = {name: value for name, value in changes.items() if name != PERTURB}
+        numbers: dict[str, Any] = {name: value for name, value in changes.items() if name != PERTURB}
         if "levels" in numbers:
             numbers["levels"] = int(numbers["levels"])
         perturb = self.perturb
@@ -66,7 +67,7 @@ class Settings:
         elif PERTURB in changes:
             kind = "noise" if perturb.kind == "none" else perturb.kind
             perturb = dataclasses.replace(perturb, kind=kind, amplitude=changes[PERTURB])
-        return Settings(dataclasses.replace(self.sampler, **numbers), perturb)  # type: ignore[arg-type]
+        return Settings(dataclasses.replace(self.sampler, **numbers), perturb)
 
 
 def read_sweep(
