@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aeris.data import given
+from aeris.data import given_statistics
 from aeris.data.grid import coarsen
 from aeris.data.header import HEADER, PLAN, Header, read_header, write_header
 from aeris.data.packing import pack_year, rounding_step
@@ -270,7 +270,7 @@ def find_masks(conversion: Conversion, shared: Shared) -> Part:
     masks = {}
     for name in conversion.masked:
         valid_YX = np.ones(conversion.size, dtype=bool)
-        if given.is_store(conversion.statistics_from):
+        if given_statistics.is_store(conversion.statistics_from):
             valid_YX &= Store(conversion.statistics_from).masks.get(name, True)
         for block in conversion.blocks:
             valid_YX &= shared.part("fields", block.name)[name]
@@ -315,7 +315,7 @@ def count_fields(stage: str, conversion: Conversion, shared: Shared, masks: Part
 def find_statistics(stage: str, conversion: Conversion, shared: Shared, masks: Part) -> Statistics:
     """Join what `count_fields` has counted, or take the statistics of `statistics_from`."""
     if conversion.statistics_from:
-        return given.read(
+        return given_statistics.read(
             conversion.statistics_from, conversion.names, conversion.intervals_h, conversion.train_s
         )
     train = _train(conversion, masks)

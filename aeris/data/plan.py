@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aeris.data import given
+from aeris.data import given_statistics
 from aeris.data.axes import find_gaps
 from aeris.data.grid import check_coarsening, coarsen_axis, rows_gone, rows_to_drop
 from aeris.data.options import Options
@@ -284,7 +284,9 @@ def _missing_static(sources: Sources, allowed: bool) -> tuple[str, ...]:
 def _check_statistics(conversion: Conversion) -> None:
     """Refuse intervals without pairs, and statistics of another set of channels, before hours of work."""
     if conversion.statistics_from:
-        given.check(conversion.statistics_from, conversion.names, conversion.intervals_h, conversion.size)
+        given_statistics.check(
+            conversion.statistics_from, conversion.names, conversion.intervals_h, conversion.size
+        )
         return
     start, end = conversion.train_s
     time_s = conversion.time_s[(conversion.time_s >= start) & (conversion.time_s <= end)]
@@ -326,7 +328,9 @@ def _made(conversion: Conversion, options: Options) -> dict[str, Any]:
         "train period": train,
         "intervals_h": list(conversion.intervals_h),
         "statistics from": options.statistics_from
-        and given.fingerprint_id(options.statistics_from, conversion.names, conversion.intervals_h),
+        and given_statistics.fingerprint_id(
+            options.statistics_from, conversion.names, conversion.intervals_h
+        ),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aeris.data import given
+from aeris.data import given_statistics
 from aeris.data.header import HEADER, Header, read_header, write_header
 from aeris.data.plan import BLOCK_TIMES, read_period
 from aeris.data.statistics import HOUR_S, Statistics, Train, compute
@@ -72,9 +72,11 @@ def read_for(store: Store, path: str, intervals_h: Sequence[int] = ()) -> Statis
         ValueError: they lack a channel or an interval.
     """
     hours = tuple(intervals_h) or tuple(sorted(store.statistics.residual_std))
-    given.check(path, store.names, hours, (store.rows, store.cols))
+    given_statistics.check(path, store.names, hours, (store.rows, store.cols))
     period = store.statistics.train_period
-    return given.read(path, store.names, hours, (int(period[0].astype(int)), int(period[1].astype(int))))
+    return given_statistics.read(
+        path, store.names, hours, (int(period[0].astype(int)), int(period[1].astype(int)))
+    )
 
 
 def changed(store: Store, numbers: Statistics, path: str = "") -> Header:
@@ -84,7 +86,8 @@ def changed(store: Store, numbers: Statistics, path: str = "") -> Header:
         **header.made,
         "train period": [str(time) for time in numbers.train_period],
         "intervals_h": sorted(numbers.residual_std),
-        "statistics from": path and given.fingerprint_id(path, store.names, sorted(numbers.residual_std)),
+        "statistics from": path
+        and given_statistics.fingerprint_id(path, store.names, sorted(numbers.residual_std)),
     }
     return dataclasses.replace(header, statistics=numbers, made=made)
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from aeris.data.__main__ import main
-from aeris.data.checks import hints
 from aeris.data.inspection import times_of
 from aeris.data.options import Options
 from aeris.data.plan import plan
 from aeris.data.statistics import Statistics
+from aeris.data.statistics_hints import hints
 from aeris.data.store import Store, packaged_sample
 from aeris.log import console
 
@@ -245,7 +245,7 @@ def test_dry_run_says_hours_memory_and_stripes(
     measured = program(*words, "--json")["expected"]
     assert measured["measured"]
     assert measured["mb_per_s"] > 0
-    monkeypatch.setattr("aeris.data.estimate.LARGE_BYTES", 1e4)
+    monkeypatch.setattr("aeris.data.conversion_estimate.LARGE_BYTES", 1e4)
     said = program(*words)
     assert f"mkdir {tmp_path / 'store.partial'} && lfs setstripe -c 8 -S 16M" in said
     assert "with 4 processes of" in said

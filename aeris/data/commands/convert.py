@@ -13,8 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from aeris.data.conversion import is_done
+from aeris.data.conversion_estimate import Estimate, estimate
 from aeris.data.crew import run_in_processes
-from aeris.data.estimate import Estimate, estimate
 from aeris.data.layouts.source import Source
 from aeris.data.options import Options
 from aeris.data.plan import TRAIN_SHARE, Conversion, plan, size_text

@@ -11,9 +11,9 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from aeris.data.checks import as_dict, hints
 from aeris.data.header import Header
 from aeris.data.restatistics import changed, read_for, recompute, write
+from aeris.data.statistics_hints import as_dict, hints
 from aeris.data.store import Store
 from aeris.log import console, progress_bar
 
