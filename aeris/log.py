@@ -72,7 +72,7 @@ class Speaker:
         What all ranks have, only rank 0 says. See `wait_for_turn`.
         """
         self.wait_for_turn()
-        if self.rank and type(error).__name__ in ("AgreedError", "WrongData"):  # all ranks have it
+        if self.rank and _all_have(error):
             return
         named = isinstance(error, ConnectionError) or broken_device(error)
         whose = f"rank {self.rank}: " if self.rank and not named else ""
@@ -138,21 +138,26 @@ def run_program(main: Callable[[], None]) -> None:
     except (KeyboardInterrupt, Exception) as error:
         status, text = status_of(error), words(error)
         if status == 1:
-            if speaker.world > 1:
-                _say_bug(error, text)
-                sys.exit(status)
-            raise
-        _tell_torchrun(text)
-        if status in (exits.STOPPED, exits.INTERRUPTED):
-            if not getattr(error, "said", False):
-                speaker.say_end(text)
+            if speaker.world == 1:
+                raise
+            _say_bug(error, text)
         else:
-            speaker.say(error, text)
-        if status == exits.LOST:
-            # A thread that still waits for a lost rank, or a broken device, must not keep this one alive.
+            _tell_torchrun(text)
+            if status not in (exits.STOPPED, exits.INTERRUPTED):
+                speaker.say(error, text)
+            elif not getattr(error, "said", False):
+                speaker.say_end(text)
+        if status == exits.LOST or (speaker.world > 1 and not _all_have(error)):
+            # A thread that waits for another rank, or a broken device, must not keep this one alive:
+            # the others learn from its end.
             sys.stdout.flush()
             os._exit(status)
         sys.exit(status)
+
+
+def _all_have(error: BaseException) -> bool:
+    """Whether all ranks end with this error together. By name: torch is not imported to start fast."""
+    return type(error).__name__ in ("AgreedError", "WrongData", "Stopped")
 
 
 def _say_bug(error: BaseException, text: str) -> None:

@@ -35,11 +35,20 @@ PRELOAD = ("pytest", "torch._dynamo", *(f"torch.distributed.{n}" for n in ("tens
 
 
 def run_distributed(
-    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout_s: float = 60.0,
+    patience_s: float | None = None,
 ) -> list[Any]:
     """Call `function(*args)` in `world` processes with torch.distributed initialised; return results by rank.
 
     `function` is at the top of a module that the ranks can import. Every rank starts from torch's seed 0.
+
+    Args:
+        timeout_s: for all that the ranks do.
+        patience_s: of a rank that waits for another; by default it outlasts the timeout, so that a hang ends
+            with the stacks of all.
 
     Raises:
         AssertionError: ranks raised, died or did not finish in time; names them and says where they were.
@@ -50,7 +59,7 @@ def run_distributed(
         torch.save(args, Path(name, "args"))
         server = _server()
         try:
-            server.send((function.__module__, function.__qualname__, world, name, timeout_s))
+            server.send((function.__module__, function.__qualname__, world, name, timeout_s, patience_s))
             verdict: str = server.recv()
         except BaseException:  # interrupted: the server kills its ranks when the connection closes
             server.close()
@@ -92,7 +101,13 @@ def serve(descriptor: int) -> None:
 
 
 def _fork_ranks(
-    connection: Connection, module: str, name: str, world: int, directory: str, timeout_s: float
+    connection: Connection,
+    module: str,
+    name: str,
+    world: int,
+    directory: str,
+    timeout_s: float,
+    patience_s: float | None,
 ) -> str:
     """Fork the ranks, wait for all or the first failure, kill the rest; return what went wrong, if it did."""
     try:
@@ -104,7 +119,7 @@ def _fork_ranks(
     pids: dict[int, int] = {}
     for rank in range(world):
         if (pid := os.fork()) == 0:
-            _rank(function, args, rank, world, Path(directory), timeout_s)
+            _rank(function, args, rank, world, Path(directory), patience_s or 2 * timeout_s + 10)
         pids[pid] = rank
     gc.unfreeze()
     codes: dict[int, int] = {}  # of the ranks that end by themselves
@@ -144,9 +159,9 @@ def _verdict(codes: dict[int, int], world: int, directory: Path, timeout_s: floa
 
 
 def _rank(
-    function: Callable[..., Any], args: Any, rank: int, world: int, directory: Path, timeout_s: float
+    function: Callable[..., Any], args: Any, rank: int, world: int, directory: Path, patience_s: float
 ) -> NoReturn:
-    """Be one rank. Collectives wait longer than the server, so that a hang ends with the stacks of all."""
+    """Be one rank."""
     code = 1
     try:
         output = os.open(directory / f"{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -155,7 +170,7 @@ def _rank(
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1)
         torch.manual_seed(0)
-        store, wait = dist.FileStore(str(directory / "store"), world), timedelta(seconds=2 * timeout_s + 10)
+        store, wait = dist.FileStore(str(directory / "store"), world), timedelta(seconds=patience_s)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=wait)
         torch.save(function(*args), directory / f"{rank}.result")
         if dist.is_initialized():

@@ -118,6 +118,7 @@ def test_a_bug_on_one_of_several_ranks_names_it(
 ) -> None:
     """After the traceback, in one line."""
     monkeypatch.setattr(log, "speaker", Speaker(0, 8))
+    monkeypatch.setattr(log.os, "_exit", sys.exit)
 
     def main() -> None:
         raise RuntimeError("shapes\ndiffer")
@@ -127,6 +128,32 @@ def test_a_bug_on_one_of_several_ranks_names_it(
     said = capsys.readouterr().err
     assert caught.value.code == 1 and said.startswith("Traceback") and "in main" in said
     assert said.endswith("\nerror: rank 0: RuntimeError: shapes\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "at_once"),
+    [
+        (ValueError("bad sample"), True),
+        (OSError("no disk"), True),
+        (RuntimeError("a bug"), True),
+        (AgreedError("no disk on rank 3", of_a_file=True), False),
+        (Stopped("stopped"), False),
+    ],
+)
+def test_an_error_of_one_rank_ends_it_at_once(
+    error: Exception, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups whose messages are on their way may wait for the others, who wait for this one's end."""
+    ends: list[int] = []
+    monkeypatch.setattr(log, "speaker", Speaker(0, 8))
+    monkeypatch.setattr(log.os, "_exit", ends.append)
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert ends == [caught.value.code] * at_once
 
 
 def test_ranks_speak_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

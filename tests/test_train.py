@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+import time
 from pathlib import Path
 
 import h5py
@@ -63,7 +64,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     steps = itertools.count()
 
     def dying(*args: object) -> dict:
-        if next(steps) == 3:  # after images 6: the last checkpoint is at 4
+        if next(steps) == 3:  # after images 6: the last checkpoint is at 4, if its writer had the time
+            while not checkpoint.complete(tmp_path / "stopped" / "checkpoints"):
+                time.sleep(0.01)
             raise Killed
         return train_step(*args)  # type: ignore[arg-type]
 

@@ -208,7 +208,8 @@ def test_a_damaged_archive_is_not_used(
         data[data.index(b"print('rain')")] ^= 1
     (tmp_path / "env.tar").write_bytes(data[: len(data) // 2] if damage == "cut" else data)
     checksum = Path(f"{archive}.sha256").read_text()
-    (tmp_path / "env.tar.sha256").write_text("0" + checksum[1:] if damage == "swapped" else checksum)
+    other = ("1" if checksum[0] == "0" else "0") + checksum[1:]
+    (tmp_path / "env.tar.sha256").write_text(other if damage == "swapped" else checksum)
     assert run_main(["stage", str(tmp_path / "env.tar"), str(tmp_path)]) == exits.IO
     assert "could not be staged" in capfd.readouterr().err
     assert not list((tmp_path / f"aeris-{os.getuid()}").iterdir())
