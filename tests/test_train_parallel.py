@@ -77,12 +77,16 @@ def directory(run_dir: Path) -> tuple[str, ...]:
 
 @pytest.mark.slow
 def test_eight_ranks_train_the_run_of_one(tmp_path: Path) -> None:
-    """50 steps: 25 in one layout of 8 ranks, saved, and 25 more in two others, against one process."""
+    """50 steps: 25 in one layout of 8 ranks, saved, and 25 more in two others, against one process.
+
+    With errors on the states, which first and last stage make alike.
+    """
     first = ("--parallel.pp", "2", "--parallel.wp-y", "2", "--parallel.sp", "2")
     second = ("--parallel.pp", "1", "--parallel.wp-x", "2", "--parallel.sp", "4")
     third = ("--parallel.dp", "2", "--parallel.pp", "4")
     # The learning rate of a run depends on its length, so it is kept constant after the warm-up.
     rate = ("--optimizer.shape", "constant", "--optimizer.rampdown-images", "0")
+    rate += ("--diffusion.state-noise", "0.3")
     half, whole = (*rate, "--train.images", "100"), (*rate, "--train.images", "200")
     run(TRAIN, *whole, *directory(tmp_path / "one"))
     expected = losses(tmp_path / "one")
