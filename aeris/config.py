@@ -100,9 +100,9 @@ class DiffusionConfig:
     """Loss weights of channels: equal, or t2m 1, other surface 0.1, levels by pressure as published."""
     latitude_weights: bool = True
     """Weight the loss by (cos latitude + 0.01), as published."""
-    state_noise: float = 0.0
-    """Largest error put on the state a step starts from, in standard deviations of the change, which the step
-    learns to take out: for long forecasts (docs/diffusion.md); 0: none, as published."""
+    state_error: float = 0.0
+    """Largest error put on the state a step starts from, which the step learns to take out: a share of the
+    change at a random other date. For long forecasts (docs/diffusion.md); 0: none, as published."""
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ def check(config: RunConfig) -> None:
             f"noise levels from --diffusion.sigma-min {diffusion.sigma_min:g} to --diffusion.sigma-max "
             f"{diffusion.sigma_max:g}: they must be positive and rise, and sigma_data too"
         )
-    if not 0 <= diffusion.state_noise < math.inf:
-        raise ValueError(f"--diffusion.state-noise is {diffusion.state_noise:g}: it must be 0 or more")
+    if not 0 <= diffusion.state_error < math.inf:
+        raise ValueError(f"--diffusion.state-error is {diffusion.state_error:g}: it must be 0 or more")
 
 
 def check_faults(faults: FaultConfig, checkpoint: CheckpointConfig) -> None:

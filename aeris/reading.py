@@ -67,14 +67,15 @@ class StepReading(NamedTuple):
 def read_bytes(config: RunConfig, channels: int, dims: ParallelDims) -> StepReading:
     """Count what a step reads: two states of each of its images, on the first and again on the last stage.
 
-    Windows are taken to be chunks of the store, so nothing else is read. A turned globe (`data.roll`) has
-    windows across two chunks; where a rank does not hold all windows of a row, that is twice the bytes.
+    Two more for the error of a state (`diffusion.state_error`). Windows are taken to be chunks of the store,
+    so nothing else is read. A turned globe (`data.roll`) has windows across two chunks; where a rank does not
+    hold all windows of a row, that is twice the bytes.
     """
     model, wp = config.model, dims.wp_y * dims.wp_x
     chunks = 2 if config.data.roll and dims.wp_x > 1 else 1
     state_bytes = channels * (model.rows * model.cols // wp) * FIELD_BYTES
-    images = config.train.batch // dims.dp
-    return StepReading(dims.dp * wp * min(dims.pp, 2), images * 2 * chunks * state_bytes)
+    images, states = config.train.batch // dims.dp, 4 if config.diffusion.state_error else 2
+    return StepReading(dims.dp * wp * min(dims.pp, 2), images * states * chunks * state_bytes)
 
 
 def start_reading(config: RunConfig, seat: Seat) -> None:
@@ -105,7 +106,8 @@ def read_samples(config: RunConfig, store: Store, seat: Seat, images: ImageOrder
     else:
         period = store.statistics.train_period
         shard, data = seat.layout.shard.whole, config.data
-        dataset = SampleDataset(store.path, data.interval_h, shard, config.train.seed, period, data.roll)
+        error, seed = config.diffusion.state_error, config.train.seed
+        dataset = SampleDataset(store.path, data.interval_h, shard, seed, period, data.roll, error)
         # A worker frees and allocates the same large tensors for every image.
         packed = read_packed(
             dataset, images, images.microbatch, sp, data.workers, pin_memory, keep_freed_memory

@@ -93,7 +93,7 @@ def check_fingerprint(saved: dict[str, Any], store: Store) -> None:
 FREE: Free = {
     "model": {"precision", "residual", "checkpointing", "compile"},
     "data": {"store", "workers"},
-    "diffusion": {"state_noise"},
+    "diffusion": {"state_error"},
     "train": {"images", "batch", "microbatch", "clip", "nonfinite_limit", "log_every"},
     "optimizer": None,
     "ema": None,

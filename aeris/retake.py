@@ -84,9 +84,8 @@ def samples_of(fault: Fault) -> SampleDataset:
     store, config = open_store(fault.config), fault.config
     check_fingerprint(fault.meta["fingerprint"], store)
     shard, period = make_layout(config.model).shard, store.statistics.train_period
-    return SampleDataset(
-        store.path, config.data.interval_h, shard, config.train.seed, period, config.data.roll
-    )
+    data, seed, error = config.data, config.train.seed, config.diffusion.state_error
+    return SampleDataset(store.path, data.interval_h, shard, seed, period, data.roll, error)
 
 
 class FirstBad:

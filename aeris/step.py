@@ -29,14 +29,13 @@ from aeris.optim import learning_rate, make_optimizer, optimizer_tensors
 from aeris.parallelize import Seat, build_model, make_pipeline, share_weights
 from aeris.restore import channel_counts, check_fingerprint
 from aeris.run import Record, Run
-from aeris.state_noise import StateNoise
 from swipe import checkpoint, noise
 from swipe.collectives import waiting
 from swipe.gradients import clip, global_norm
 from swipe.pipeline import Microbatch
 from swipe.sharding import replicas
 
-TIME_STREAM, FIELD_STREAM, STATE_STREAM = 0, 1, 2  # random numbers of an image: noise time, field, state
+TIME_STREAM, FIELD_STREAM = 0, 1  # which random numbers of an image: its noise time, its noise field
 
 
 class Training(Run):
@@ -65,7 +64,6 @@ class Training(Run):
         self.valid_NTC: torch.Tensor | None = None
         if store.masks:
             self.valid_NTC = torch.from_numpy(store.valid_windows(self.layout.shard)).to(self.device)
-        self.state_noise = self._state_noise() if seat.first or seat.last else None
         self.pipeline = make_pipeline(self.model, seat, self._loss(), config.parallel.schedule)
         self.pipeline.stopwatch = self.guards.stopwatch
 
@@ -82,22 +80,6 @@ class Training(Run):
             mask_CYX=store.mask_CYX if store.masks else None,
         ).to(self.device)
         return lambda f, v: weighted_mse(diffusion.sigma_data * f, v, weight_NTC)[0]
-
-    def _state_noise(self) -> StateNoise | None:
-        """Make what puts errors on states, if the configuration asks for it."""
-        amplitude, store = self.config.diffusion.state_noise, self.store
-        if not amplitude:
-            return None
-        change_C = store.statistics.residual_std[self.config.data.interval_h]
-        return StateNoise(
-            amplitude,
-            store.names,
-            store.latitude_deg,
-            store.longitude_deg,
-            self.tokens_NT,
-            change_C / store.statistics.std_C,
-            self.valid_NTC,
-        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name every tensor of the run's state that this rank holds, or holds a part of."""
@@ -139,9 +121,6 @@ def noisy(run: Training, sample: Sample) -> Microbatch:
     )
     if run.valid_NTC is not None:
         z = z * run.valid_NTC  # a hidden point is 0 in state, residual and noise alike, as in a forecast
-    if run.state_noise is not None:
-        keys = [noise.key(seed, STATE_STREAM, image) for image in images]
-        state, residual = run.state_noise(keys, state, residual)
     x, target = None, None
     if run.seat.first:
         x_t = add_noise(residual, z, t_B, diffusion.sigma_data)

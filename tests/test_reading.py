@@ -40,11 +40,11 @@ def test_parts_of_a_window_are_those_of_the_ranks(sp: int) -> None:
     """What the reader cuts for a rank is what that rank would read itself, bit for bit."""
     grid = WindowGrid(24, 48, 12)
     whole = WindowShard.dealt(grid, (2, 2), (1, 0))
-    packed = SampleDataset(packaged_sample(), 6, whole, 0, roll=True).packed(7, sp)
+    packed = SampleDataset(packaged_sample(), 6, whole, 0, roll=True, state_error=0.5).packed(7, sp)
     assert packed.values_BRNTX.is_contiguous() and packed.values_BRNTX.shape[0] == sp
     for rank in range(sp):
         shard = WindowShard.dealt(grid, (2, 2), (1, 0), sp, rank)
-        expected = SampleDataset(packaged_sample(), 6, shard, 0, roll=True)[7]
+        expected = SampleDataset(packaged_sample(), 6, shard, 0, roll=True, state_error=0.5)[7]
         for ours, theirs in zip(unpack(packed.values_BRNTX[rank], 24, torch.tensor(7)), expected):
             assert torch.equal(ours, theirs)
 

@@ -89,13 +89,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def test_more_images_go_on_and_old_checkpoints_go(tmp_path: Path) -> None:
-    """A larger --train.images continues, and may begin to put noise on states; two checkpoints stay.
+    """A larger --train.images continues, and may begin to put errors on states; two checkpoints stay.
 
     A finished run starts nothing.
     """
     go(small(8), tmp_path)
     assert go(small(8), tmp_path).images_seen == 8
-    run = go(small(12, train={"batch": 4, "images": 12}, diffusion={"state_noise": 0.5}), tmp_path)
+    run = go(small(12, train={"batch": 4, "images": 12}, diffusion={"state_error": 0.5}), tmp_path)
     assert run.images_seen == 12
     assert [p.name[-3:] for p in checkpoint.complete(tmp_path / "checkpoints")] == ["008", "012"]
 
@@ -249,7 +249,7 @@ def other_store(tmp_path: Path) -> Path:
         ({"model": {"heads": 3}}, "multiple of the 3 heads"),
         ({"train": {"batch": 3, "microbatch": 2}}, "microbatch 2 does not divide"),
         ({"train": {"microbatch": 0}}, "--train.microbatch is 0: it must be at least 1"),
-        ({"diffusion": {"state_noise": -1.0}}, "--diffusion.state-noise is -1: it must be 0 or more"),
+        ({"diffusion": {"state_error": -1.0}}, "--diffusion.state-error is -1: it must be 0 or more"),
         ({"train": {"log_every": 0}}, "--train.log-every is 0"),
         ({"model": {"heads": 0}}, "--model.heads is 0"),
         ({"model": {"layers": 0}}, "--model.layers is 0"),

@@ -86,7 +86,7 @@ def test_eight_ranks_train_the_run_of_one(tmp_path: Path) -> None:
     third = ("--parallel.dp", "2", "--parallel.pp", "4")
     # The learning rate of a run depends on its length, so it is kept constant after the warm-up.
     rate = ("--optimizer.shape", "constant", "--optimizer.rampdown-images", "0")
-    rate += ("--diffusion.state-noise", "0.3")
+    rate += ("--diffusion.state-error", "0.3")
     half, whole = (*rate, "--train.images", "100"), (*rate, "--train.images", "200")
     run(TRAIN, *whole, *directory(tmp_path / "one"))
     expected = losses(tmp_path / "one")

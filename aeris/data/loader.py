@@ -32,6 +32,9 @@ from aeris.data.normalize import Normalizer
 from aeris.data.store import Period, Store
 from swipe.windows import WindowShard
 
+LEAST_ERROR = 0.03
+"""Smallest error of a state, of the largest."""
+
 
 class Sample(NamedTuple):
     """A training pair, standardised and window-major, without the batch dim B for a single one.
@@ -79,6 +82,7 @@ class SampleDataset(Dataset[Sample]):
     Args:
         period: first and last time a pair may touch; None is the train period of the store.
         roll: turn the globe by a random number of columns for every image (fields and forcings together).
+        state_error: largest error of a state, as a share of the change of another pair; see `_error`.
 
     Raises:
         ValueError: no pair, no statistics for the interval, a shard of another grid, or masks with `roll`.
@@ -92,6 +96,7 @@ class SampleDataset(Dataset[Sample]):
         seed: int,
         period: Period | None = None,
         roll: bool = False,
+        state_error: float = 0.0,
     ) -> None:
         self.store = Store(store_path)
         if roll and self.store.masks:
@@ -99,7 +104,7 @@ class SampleDataset(Dataset[Sample]):
                 f"{store_path} has masked channels ({', '.join(self.store.masks)}), which cannot be rolled: "
                 f"pass --data.no-roll"
             )
-        self.roll = roll
+        self.roll, self.state_error = roll, state_error
         self.shard = shard
         self.seed = seed
         self._pairs = self.store.pairs(interval_h, period or self.store.statistics.train_period)
@@ -129,9 +134,9 @@ class SampleDataset(Dataset[Sample]):
         """
         before, after = self.pair(image)
         roll = _columns(self.seed, image, self.store.cols) if self.roll else 0
-        self.store.expect(after, self.shard, roll)
-        now_NTC = torch.from_numpy(self.store.read_windows(before, self.shard, roll))
-        next_NTC = torch.from_numpy(self.store.read_windows(after, self.shard, roll))
+        now_NTC, next_NTC = self._read(before, after, roll)
+        if self.state_error:
+            now_NTC = now_NTC + self._error(image, roll)
         forcing_NTF = torch.from_numpy(self._forcing.windows(self.store.times[before], self.shard, roll))
         windows, tokens, channels = now_NTC.shape
         widths = channels, channels, forcing_NTF.shape[-1]
@@ -148,6 +153,23 @@ class SampleDataset(Dataset[Sample]):
             state.masked_fill_(masked, 0.0)
             residual.masked_fill_(masked, 0.0)
         return Packed(values_RNTX, (image,))
+
+    def _read(self, before: int, after: int, roll: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the windows of two times."""
+        self.store.expect(after, self.shard, roll)
+        now_NTC = torch.from_numpy(self.store.read_windows(before, self.shard, roll))
+        return now_NTC, torch.from_numpy(self.store.read_windows(after, self.shard, roll))
+
+    def _error(self, image: int, roll: int) -> torch.Tensor:
+        """Draw the error of a state: the change of a random pair, less the mean change, times a random size.
+
+        Sizes are log-uniform from LEAST_ERROR times the largest up, with either sign.
+        """
+        raw = np.random.Philox(key=(self.seed % 2**64) + (1 << 126), counter=image).random_raw(3)
+        before, after = self._pairs[int(raw[0] % len(self))]
+        now_NTC, next_NTC = self._read(int(before), int(after), roll)
+        size = self.state_error * LEAST_ERROR ** (int(raw[1]) / 2.0**64) * (-1 if raw[2] % 2 else 1)
+        return size * self._normalizer.departure(now_NTC, next_NTC)
 
 
 @lru_cache(maxsize=4)

@@ -46,7 +46,11 @@ class Normalizer:
 
     def standardise_residual(self, before: Array, after: Array) -> Array:
         """Return the standardised change between two states in physical units: [..., C]."""
-        return (after - before - _like(self._residual_mean_C, before)) / _like(self._residual_std_C, before)
+        return self.departure(before, after) / _like(self._residual_std_C, before)
+
+    def departure(self, before: Array, after: Array) -> Array:
+        """Return how much more a state changed than on average, in physical units: [..., C]."""
+        return after - before - _like(self._residual_mean_C, before)
 
     def standardise_pair(
         self, before: torch.Tensor, after: torch.Tensor, state: torch.Tensor, residual: torch.Tensor

@@ -82,6 +82,32 @@ def test_rolls_belong_to_the_image_and_reach_every_column() -> None:
     assert seen == set(range(48))
 
 
+def test_errors_of_states_are_changes_of_other_pairs_and_are_taken_out_again() -> None:
+    """The next state is that of the pair; the error is a pair's departure, of a size that is log-uniform."""
+    plain = SampleDataset(packaged_sample(), 6, SHARD, 3)
+    other = SampleDataset(packaged_sample(), 6, SHARD, 3, state_error=0.5)
+    numbers = plain.store.statistics
+    std, residual_std = (torch.from_numpy(x).float() for x in (numbers.std_C, numbers.residual_std[6]))
+    changes = {plain.pair(k): plain[k].residual_BNTC.flatten() for k in range(len(plain))}
+    pairs, unit = list(changes), torch.nn.functional.normalize(torch.stack(list(changes.values())))
+    sizes, of = [], []
+    for image in range(60):
+        true, wrong = plain[image], other[image]
+        added = (wrong.state_BNTC - true.state_BNTC) * std
+        taken = (true.residual_BNTC - wrong.residual_BNTC) * residual_std
+        torch.testing.assert_close(taken, added, rtol=1e-3, atol=3e-4 * float(added.abs().max()))
+        error = (added / residual_std).flatten()
+        cosine = unit @ torch.nn.functional.normalize(error, dim=0)
+        place = int(cosine.abs().argmax())
+        assert cosine[place].abs() > 0.999
+        of.append(pairs[place])
+        sizes.append(float(error.norm() / changes[pairs[place]].norm() * cosine[place].sign()))
+    assert len(set(of)) > 40 and of != [plain.pair(image) for image in range(60)]
+    assert 15 < sum(size > 0 for size in sizes) < 45
+    logs = np.log(np.abs(sizes) / 0.5) / np.log(0.03)
+    assert 0 <= logs.min() < 0.1 and 0.9 < logs.max() <= 1.001 and logs.mean() == pytest.approx(0.5, abs=0.12)
+
+
 def test_held_out_times_are_never_touched(dataset: SampleDataset) -> None:
     assert max(dataset.pair(k)[1] for k in range(len(dataset))) == 119
     times = dataset.store.times
