@@ -167,8 +167,8 @@ class Shared:
             if not any(worked):
                 self._wait()
             done = self._done(stage)
-        self._show()
         self._show = lambda: None
+        show(sum(pieces.values()))  # not counted: another process may have moved on, and files with it
 
     def once(self, name: str, work: Callable[[], Part]) -> Part:
         """Have something done by one process; all return its result."""
