@@ -64,18 +64,22 @@ class StepReading(NamedTuple):
         return self.readers * self.bytes_each
 
 
-def read_bytes(config: RunConfig, channels: int, dims: ParallelDims) -> StepReading:
-    """Count what a step reads: two states of each of its images, on the first and again on the last stage.
+def states_read(config: RunConfig) -> int:
+    """Return how many states are read for an image: two, and two for the error of a state."""
+    return 4 if config.diffusion.state_error else 2
 
-    Two more for the error of a state (`diffusion.state_error`). Windows are taken to be chunks of the store,
-    so nothing else is read. A turned globe (`data.roll`) has windows across two chunks; where a rank does not
-    hold all windows of a row, that is twice the bytes.
+
+def read_bytes(config: RunConfig, channels: int, dims: ParallelDims) -> StepReading:
+    """Count what a step reads: the states of each of its images, on the first and again on the last stage.
+
+    Windows are taken to be chunks of the store, so nothing else is read. A turned globe (`data.roll`) has
+    windows across two chunks; where a rank does not hold all windows of a row, that is twice the bytes.
     """
     model, wp = config.model, dims.wp_y * dims.wp_x
     chunks = 2 if config.data.roll and dims.wp_x > 1 else 1
     state_bytes = channels * (model.rows * model.cols // wp) * FIELD_BYTES
-    images, states = config.train.batch // dims.dp, 4 if config.diffusion.state_error else 2
-    return StepReading(dims.dp * wp * min(dims.pp, 2), images * states * chunks * state_bytes)
+    states = config.train.batch // dims.dp * states_read(config)
+    return StepReading(dims.dp * wp * min(dims.pp, 2), states * chunks * state_bytes)
 
 
 def start_reading(config: RunConfig, seat: Seat) -> None:

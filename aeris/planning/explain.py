@@ -16,6 +16,7 @@ from aeris.planning.estimate import CHECKPOINT_BYTES, Plan
 from aeris.planning.hardware import Hardware
 from aeris.planning.timing import rate, step_read_bytes
 from aeris.planning.traffic import Traffic, microbatch_traffic, passes, units_of_stage, weight_bytes
+from aeris.reading import states_read
 from aeris.restore import channel_counts
 
 
@@ -256,9 +257,9 @@ def _sent(plan: Plan, stage: int) -> list[Line]:
 def _files(plan: Plan) -> list[Line]:
     config, write = plan.config, plan.hardware.write_bytes_per_s
     T, ends = config.model.rows * config.model.cols, 1 if plan.dims.pp == 1 else 2
-    read = step_read_bytes(config, plan.channels, plan.dims)
-    formula = "batch x ends of the pipeline x 2 states x C T 4 bytes"
-    numbers = f"{config.train.batch} * {ends} * 2 * {plan.channels} * {T} * 4"
+    read, states = step_read_bytes(config, plan.channels, plan.dims), states_read(config)
+    formula = f"batch x ends of the pipeline x {states} states x C T 4 bytes"
+    numbers = f"{config.train.batch} * {ends} * {states} * {plan.channels} * {T} * 4"
     if config.data.roll and plan.dims.wp_x > 1:  # windows of a turned globe lie in two on disk
         formula, numbers = f"{formula} x 2, turned", f"{numbers} * 2"
     size = f"{CHECKPOINT_BYTES} * {plan.parameters}"
