@@ -24,6 +24,7 @@ from aeris.parallelize import Seat
 from swipe.backend import keep_freed_memory
 from swipe.collectives import DATA_TAG, Message, Pending, exchange
 from swipe.mesh import ParallelDims
+from swipe.windows import WindowShard
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,23 @@ class Part(NamedTuple):
     """Numbers of the images, int64, always on the host."""
 
 
+def open_samples(config: RunConfig, store: Store, shard: WindowShard) -> SampleDataset:
+    """Open a run's samples on the windows of a shard.
+
+    Raises:
+        ValueError: the store has no such pairs or statistics, or cannot be rolled.
+    """
+    return SampleDataset(
+        store.path,
+        config.data.interval_h,
+        shard,
+        config.train.seed,
+        store.statistics.train_period,
+        roll=config.data.roll,
+        state_error=config.diffusion.state_error,
+    )
+
+
 def read_samples(config: RunConfig, store: Store, seat: Seat, images: ImageOrder) -> Iterable[Sample]:
     """Give this rank its tokens of every microbatch, [B, N, T, C], on its device.
 
@@ -108,13 +126,10 @@ def read_samples(config: RunConfig, store: Store, seat: Seat, images: ImageOrder
     if seat.at.sp > 0:
         parts = _from_reader(seat, images, channels, pin_memory)
     else:
-        period = store.statistics.train_period
-        shard, data = seat.layout.shard.whole, config.data
-        error, seed = config.diffusion.state_error, config.train.seed
-        dataset = SampleDataset(store.path, data.interval_h, shard, seed, period, data.roll, error)
+        dataset = open_samples(config, store, seat.layout.shard.whole)
         # A worker frees and allocates the same large tensors for every image.
         packed = read_packed(
-            dataset, images, images.microbatch, sp, data.workers, pin_memory, keep_freed_memory
+            dataset, images, images.microbatch, sp, config.data.workers, pin_memory, keep_freed_memory
         )
         parts = _hand_on(packed, seat)
     return (unpack(part, channels, image_B) for part, image_B in copy_ahead(parts, seat.device))

@@ -23,6 +23,7 @@ from aeris.diffusion.trigflow import sigma_of
 from aeris.dumps import directory
 from aeris.optim import first_bad_tensor
 from aeris.parallelize import build_model, make_layout, take_seat
+from aeris.reading import open_samples
 from aeris.restore import channel_counts, check_fingerprint, open_store
 from aeris.step import Training, noisy
 from swipe import checkpoint
@@ -83,9 +84,7 @@ def samples_of(fault: Fault) -> SampleDataset:
     """
     store, config = open_store(fault.config), fault.config
     check_fingerprint(fault.meta["fingerprint"], store)
-    shard, period = make_layout(config.model).shard, store.statistics.train_period
-    data, seed, error = config.data, config.train.seed, config.diffusion.state_error
-    return SampleDataset(store.path, data.interval_h, shard, seed, period, data.roll, error)
+    return open_samples(config, store, make_layout(config.model).shard)
 
 
 class FirstBad:

@@ -82,7 +82,7 @@ class SampleDataset(Dataset[Sample]):
     Args:
         period: first and last time a pair may touch; None is the train period of the store.
         roll: turn the globe by a random number of columns for every image (fields and forcings together).
-        state_error: largest error of a state, as a share of the change of another pair; see `_error`.
+        state_error: largest error of a state, as a share of the change of another pair (docs/diffusion.md).
 
     Raises:
         ValueError: no pair, no statistics for the interval, a shard of another grid, or masks with `roll`.
@@ -161,7 +161,7 @@ class SampleDataset(Dataset[Sample]):
         return now_NTC, torch.from_numpy(self.store.read_windows(after, self.shard, roll))
 
     def _error(self, image: int, roll: int) -> torch.Tensor:
-        """Draw the error of a state: the change of a random pair, less the mean change, times a random size.
+        """Draw the error [N, T, C] of a state: a random pair's change, less the mean change, times a size.
 
         Sizes are log-uniform from LEAST_ERROR times the largest up, with either sign.
         """
